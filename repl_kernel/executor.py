@@ -1,0 +1,51 @@
+"""The one protocol that every route satisfies; wrappers satisfy it too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from task_logger.record import ExecutionOutcome, ExecutionRequest, Isolation, OutputName, Route
+
+OnOutput = Callable[[OutputName, str], None]
+"""Takes output as it is written: which stream, and at most 64 KiB of its text."""
+
+OnInput = Callable[[str, bool], str]
+"""Answers `input()`: takes the prompt and whether the answer is a password; returns the line without its end."""
+
+
+class Executor(Protocol):
+    """Runs code in one namespace, one execution at a time; knows nothing of logs."""
+
+    @property
+    def route(self) -> Route: ...
+
+    @property
+    def isolation(self) -> Isolation: ...
+
+    def execute(
+        self, request: ExecutionRequest, on_output: OnOutput | None = None, on_input: OnInput | None = None
+    ) -> ExecutionOutcome:
+        """Run the request's code and return its outcome; what the code does is never raised.
+
+        `on_output` is called from any thread while the code runs. `on_input` of `None` makes `input()` in
+        the code raise `EOFError`. Raises `ExecutorClosed` after `close()`, and `WorkerStartFailed` where a
+        process that runs the code can't be had; the executor stays usable after the latter.
+        """
+        ...
+
+    def interrupt(self) -> bool:
+        """Interrupt the running execution, from any thread; returns false where none runs."""
+        ...
+
+    def restart(self) -> None:
+        """Empty the namespace. Must not be called while an execution runs."""
+        ...
+
+    def variables(self) -> list[Mapping[str, object]]:
+        """Describe the variables: `name`, `type`, `shape` or `length`, `bytes` and `preview` of each, by name."""
+        ...
+
+    def close(self) -> None:
+        """End the executor and every process it started; idempotent. A running execution is interrupted first."""
+        ...
