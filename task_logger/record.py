@@ -35,19 +35,23 @@ class TaskIds:
     task_name: str
 
 
+Content = bytes | IO[bytes]
+"""Bytes, or an open file of exactly them, positioned anywhere."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
     """A piece of a record that did not fit its line, named by its content.
 
-    `field` is the field of the line it belongs to, `bytes` its length. `content` holds the bytes, or an
-    open file of exactly them positioned anywhere, until they are stored; `None` once they are.
+    `field` is the field of the line it belongs to, `bytes` its length. `content` is there
+    until it is stored, `None` from then on.
     """
 
     field: str
     sha256: str
     bytes: int
     mime: str
-    content: bytes | IO[bytes] | None = field(default=None, compare=False, repr=False)
+    content: Content | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

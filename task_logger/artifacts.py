@@ -1,0 +1,243 @@
+# ruff: noqa: PTH101, PTH102, PTH104, PTH108, PTH112, PTH116, PTH119, PTH120
+"""What was too large for a line, kept by its content: <plan>/artifacts/<2 digits>/<64 digits of its SHA-256>.
+
+    bytes, or an open file -> an unnamed file in the same folder -> linked to its name: whole, or not there
+    a spool of ours        -> linked as it is, nothing copied
+
+A name is only ever given to a whole file, so no reader sees a part of one, whoever dies. What is stored is
+found again by its content: the same bytes are kept once.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import count
+from typing import IO
+
+from task_logger.errors import ArtifactNotStored, DamagedArtifact, MissingArtifact
+from task_logger.record import Artifact
+
+_COPY_BYTES = 1 << 20
+_NO_UNNAMED_FILES = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT})
+"""How file systems and kernels say that they don't have O_TMPFILE."""
+
+_CANNOT_LINK = frozenset({errno.ENOENT, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
+"""How they say that an unnamed file can't get a name: it had one before, or there is no /proc."""
+
+_temporary_numbers = count()  # unique within the process, which is all a temporary name needs besides the pid
+
+
+def artifact_path(plan_folder: str, sha256: str) -> str:
+    """Return where an artifact is kept."""
+    return f"{plan_folder}/artifacts/{sha256[:2]}/{sha256}"
+
+
+def _is_sha256(text: str) -> bool:
+    return len(text) == 64 and not text.strip("0123456789abcdef")
+
+
+def put(plan_folder: str, artifact: Artifact, *, fsync: bool = False) -> Artifact:
+    """Store an artifact's content, whole or not at all; returns it without content.
+
+    Content that is an open file stays open, its position changed. A file made by `new_spool` becomes the
+    artifact itself: nobody may write to it afterwards. Raises `ArtifactNotStored`, and `DamagedArtifact`
+    where the content isn't what its SHA-256 and length say; nothing is stored then.
+    """
+    path = artifact_path(plan_folder, artifact.sha256)
+    if not _is_sha256(artifact.sha256) or artifact.content is None:
+        raise ArtifactNotStored(path, artifact.sha256, "it has no content, or no SHA-256 for a name")
+    try:
+        if not _is_stored(path, artifact.bytes):
+            _make_folder(os.path.dirname(path))
+            if not _link_spool(path, artifact, fsync):
+                _copy(path, artifact, fsync)
+            if fsync:
+                _sync_folders(plan_folder, path)
+    except OSError as exc:
+        raise ArtifactNotStored(path, artifact.sha256, exc.strerror or str(exc)) from exc
+    return replace(artifact, content=None)
+
+
+def get(plan_folder: str, sha256: str) -> IO[bytes]:
+    """Open a stored artifact for reading, after checking all of its bytes.
+
+    Raises `MissingArtifact`, `DamagedArtifact`, and `OSError` where it is there but can't be read.
+    """
+    path = artifact_path(plan_folder, sha256)
+    if not _is_sha256(sha256):
+        raise MissingArtifact(path, sha256)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise MissingArtifact(path, sha256) from exc
+    except OSError as exc:
+        if exc.errno == errno.ELOOP:
+            raise DamagedArtifact(path, sha256, "it is a symbolic link") from exc
+        raise
+    file = os.fdopen(descriptor, "rb")
+    reason = _damage(file, sha256)
+    if reason is not None:
+        file.close()
+        raise DamagedArtifact(path, sha256, reason)
+    file.seek(0)
+    return file
+
+
+def _damage(file: IO[bytes], sha256: str) -> str | None:
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return "it is no regular file"
+    digest = hashlib.sha256()
+    for piece in _pieces(file):
+        digest.update(piece)
+    return None if digest.hexdigest() == sha256 else "its bytes have another SHA-256"
+
+
+def new_spool(plan_folder: str) -> IO[bytes]:
+    """Open an unnamed file that `put` can keep without a copy; it vanishes where nobody does.
+
+    Raises `ArtifactNotStored`.
+    """
+    folder = f"{plan_folder}/artifacts"
+    try:
+        _make_folder(folder)
+        descriptor, temporary = _open_unnamed(folder)
+        if temporary is not None:
+            os.unlink(temporary)
+    except OSError as exc:
+        raise ArtifactNotStored(folder, "of an output", exc.strerror or str(exc)) from exc
+    return os.fdopen(descriptor, "w+b", buffering=0)
+
+
+def _is_stored(path: str, size_bytes: int) -> bool:
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size == size_bytes
+
+
+def _link_spool(path: str, artifact: Artifact, fsync: bool) -> bool:
+    """Give an unnamed file of this file system its name; returns false where it is none or can't have one."""
+    content = artifact.content
+    if content is None or isinstance(content, bytes):
+        return False
+    content.flush()
+    status = os.fstat(content.fileno())
+    folder_device = os.stat(os.path.dirname(path)).st_dev
+    if status.st_nlink or not stat.S_ISREG(status.st_mode) or status.st_dev != folder_device:
+        return False
+    if status.st_size != artifact.bytes:
+        raise DamagedArtifact(
+            path, artifact.sha256, f"its content has {status.st_size} bytes, not {artifact.bytes}"
+        )
+    try:
+        _link(content.fileno(), path, fsync)
+    except OSError as exc:
+        if exc.errno in _CANNOT_LINK:
+            return False
+        raise
+    return True
+
+
+def _copy(path: str, artifact: Artifact, fsync: bool) -> None:
+    descriptor, temporary = _open_unnamed(os.path.dirname(path))
+    try:
+        _write_checked(descriptor, path, artifact)
+        if temporary is None:
+            _link(descriptor, path, fsync)
+            return
+        if fsync:
+            os.fsync(descriptor)
+        os.rename(temporary, path)
+        temporary = None
+    finally:
+        os.close(descriptor)
+        if temporary is not None:
+            os.unlink(temporary)
+
+
+def _write_checked(descriptor: int, path: str, artifact: Artifact) -> None:
+    digest, size_bytes = hashlib.sha256(), 0
+    content = artifact.content
+    assert content is not None
+    for piece in (content,) if isinstance(content, bytes) else _pieces(content):
+        digest.update(piece)
+        size_bytes += len(piece)
+        rest = memoryview(piece)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+    if digest.hexdigest() != artifact.sha256 or size_bytes != artifact.bytes:
+        raise DamagedArtifact(
+            path, artifact.sha256, f"its content of {size_bytes} bytes has another SHA-256 or length"
+        )
+
+
+def _pieces(file: IO[bytes]) -> Iterator[memoryview]:
+    file.seek(0)
+    buffer = memoryview(bytearray(_COPY_BYTES))
+    while count_bytes := file.readinto(buffer):  # type: ignore[attr-defined]  # binary files have it, IO doesn't say
+        yield buffer[:count_bytes]
+
+
+def _open_unnamed(folder: str) -> tuple[int, str | None]:
+    """Open a new file without a name; where there are none, one with the temporary name that is returned."""
+    if hasattr(os, "O_TMPFILE"):
+        try:
+            return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600), None
+        except OSError as exc:
+            if exc.errno not in _NO_UNNAMED_FILES:
+                raise
+    temporary = f"{folder}/.{os.getpid()}.{next(_temporary_numbers)}.tmp"
+    return os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600), temporary
+
+
+def _link(descriptor: int, path: str, fsync: bool) -> None:
+    os.fchmod(descriptor, 0o600)  # whatever the umask was
+    if fsync:
+        os.fsync(descriptor)
+    folder = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # Only with a dir_fd does os.link call linkat, which follows the link in /proc.
+        os.link(f"/proc/self/fd/{descriptor}", os.path.basename(path), dst_dir_fd=folder)
+    except FileExistsError:
+        if not _is_stored(path, os.fstat(descriptor).st_size):
+            _replace_damaged(descriptor, path)
+    finally:
+        os.close(folder)
+
+
+def _replace_damaged(descriptor: int, path: str) -> None:
+    """Put a whole artifact where something else has its name: a file cut short by another program."""
+    folder = os.path.dirname(path)
+    temporary = f"{folder}/.{os.getpid()}.{next(_temporary_numbers)}.tmp"
+    _link(descriptor, temporary, fsync=False)
+    os.rename(temporary, path)
+
+
+def _make_folder(folder: str) -> None:
+    if os.path.isdir(folder):
+        return
+    parent = os.path.dirname(folder)
+    if parent != folder:
+        _make_folder(parent)
+    try:
+        os.mkdir(folder, 0o700)
+    except FileExistsError:
+        if not os.path.isdir(folder):
+            raise
+    else:
+        os.chmod(folder, 0o700)  # whatever the umask was
+
+
+def _sync_folders(plan_folder: str, path: str) -> None:
+    for folder in (os.path.dirname(path), f"{plan_folder}/artifacts", plan_folder):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,307 @@
+"""`task-log`: where a task's log is, what is in it, and what is being added to it.
+
+    arguments -> path of a log -> reader -> rows, text or JSON on stdout; what is wrong on stderr
+
+Exit codes: 0 done; 1 there is no such log, or it can't be read whole; 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict
+from io import TextIOWrapper
+from itertools import chain
+from typing import Any, TypeVar
+
+import click
+import orjson
+
+from task_logger import display
+from task_logger.errors import TaskLogError
+from task_logger.fitting import without_surrogates
+from task_logger.reader import (
+    Damage,
+    LogLine,
+    LogReader,
+    find_logs,
+    pending_of,
+    read_lines,
+    record_of,
+    start_of_last,
+)
+from task_logger.record import ExecutionRecord, ExecutionRequest
+from task_logger.summary import DamageTally, summarize
+from task_logger.task import log_path, log_root, normalize_task_name, plan_folder, task_ids, task_number
+
+_POLL_S = 0.1
+"""How often `tail -f` looks at a log's size."""
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run `task-log`; returns its exit code."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # whatever a terminal's encoding lacks
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):
+        # The reader of our output has what it wanted (click turns that into SystemExit, and raises it for
+        # nothing else here); what is still buffered may not be written at exit either.
+        _discard_output()
+        return 0
+    except OSError as exc:
+        _discard_output()
+        return _fail(f"the output can't be written: {exc.strerror or exc}", 1)
+    return code
+
+
+def _run(arguments: list[str] | None) -> int:
+    try:
+        code = _commands.main(args=arguments, prog_name="task-log", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as exc:
+        print(exc.format_message(), file=sys.stderr)
+        return 2
+    except click.ClickException as exc:
+        return _fail(exc.format_message(), exc.exit_code)
+    except TaskLogError as exc:
+        return _fail(str(exc), 1)
+    except (KeyboardInterrupt, click.Abort):
+        return 130
+    return code if isinstance(code, int) else 0
+
+
+def _discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"task-log: {display.printable(message).replace(chr(10), ' ')}", file=sys.stderr)
+    return code
+
+
+def _where(command: _F) -> _F:
+    """Add the options that say which log is meant."""
+    for option in (
+        click.option("--dir", "log_dir", metavar="FOLDER", help="Root of the logs [default: TASK_LOG_DIR]."),
+        click.option("--name", "task_name", metavar="TEXT", help="Task name [default: FLOW_TASK_NAME]."),
+        click.option("--task", "task_id", metavar="ID", help="Task id [default: FLOW_TASK_ID]."),
+        click.option("--plan", "plan_id", metavar="ID", help="Plan id [default: FLOW_PLAN_ID]."),
+    ):
+        command = option(command)
+    return command
+
+
+def _write_utf8(_context: click.Context, _option: click.Parameter, as_json: bool) -> bool:
+    if as_json and isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+    return as_json
+
+
+_as_json = click.option(
+    "--json", "as_json", is_flag=True, callback=_write_utf8, help="JSON in UTF-8, one object a line."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def _commands() -> None:
+    """Find, show and follow task logs."""
+
+
+@_commands.command("path")
+@_where
+@_as_json
+def _path(*, as_json: bool, **where: str | None) -> None:
+    """Print the path of a task's log, which need not exist."""
+    path = _path_of(**where)
+    if as_json:
+        _echo(_dumps({"path": path, "exists": os.path.exists(path)}))  # noqa: PTH110
+    else:
+        sys.stdout.buffer.write(os.fsencode(path) + b"\n")  # exactly these bytes, for other programs
+
+
+@_commands.command("ls")
+@click.option("--dir", "log_dir", metavar="FOLDER", help="Root of the logs [default: TASK_LOG_DIR].")
+@click.option("--plan", "plan_id", metavar="ID", help="Only this plan.")
+@_as_json
+def _ls(*, log_dir: str | None, plan_id: str | None, as_json: bool) -> int:
+    """List the logs there are: lines, how many ended well, the last time, size."""
+    root = log_root(log_dir)
+    logs = find_logs(root)
+    if plan_id is not None:
+        logs = [path for path in logs if path.startswith(f"{plan_folder(root, plan_id)}/")]
+    summaries = [asdict(summarize(path)) for path in logs]
+    if as_json:
+        for summary in summaries:
+            _echo(_dumps(summary))
+    else:
+        titles = ("plan", "task", "name", "lines", "ok", "failed", "last", "bytes")
+        rows = [[display.one_line(str(summary[title])) for title in titles] for summary in summaries]
+        display.print_table(titles, rows, right=frozenset({3, 4, 5, 7}), flexible=frozenset({0, 1, 2}))
+    damaged = [summary for summary in summaries if summary["damaged"]]
+    for summary in damaged:
+        _fail(f"{summary['path']} is damaged in {summary['damaged']} places; `task-log show` names them", 1)
+    return 1 if damaged else 0
+
+
+@_commands.command("show")
+@click.argument("log_and_number", nargs=-1, metavar="[LOG] [N]")
+@_where
+@_as_json
+def _show(*, log_and_number: tuple[str, ...], as_json: bool, **where: str | None) -> int:
+    """Show the executions of a log as a table, or that of line N in full.
+
+    LOG is a file; without it, the log of the task that the options, or else FLOW_*, name.
+    """
+    log, number = _log_and_number(log_and_number)
+    path = log or _existing_path_of(**where)
+    return _show_one(path, number, as_json) if number is not None else _show_all(path, as_json)
+
+
+def _log_and_number(arguments: tuple[str, ...]) -> tuple[str | None, int | None]:
+    rest = list(arguments)
+    number = int(rest.pop()) if rest and rest[-1].isdecimal() else None
+    if len(rest) > 1:
+        raise click.UsageError(f"at most a file and a line number are expected, not {' '.join(arguments)}")
+    return (rest[0] if rest else None), number
+
+
+def _show_one(path: str, number: int, as_json: bool) -> int:
+    last_n = 0
+    for line in read_lines(path):
+        if isinstance(line, Damage):
+            continue
+        last_n = line.link.n
+        if last_n == number:
+            if as_json:
+                _echo(_json_text(line))
+            else:
+                for text in display.in_full(line.record()):
+                    _echo(text)
+            return 0
+    lines = f"its lines are 1 to {last_n}" if last_n else "it has none"
+    raise click.ClickException(f"{path} has no line {number}: {lines}")
+
+
+def _show_all(path: str, as_json: bool) -> int:
+    tally = DamageTally()
+
+    def seen(reader: LogReader) -> Iterator[LogLine | Damage]:
+        for line in reader.lines():
+            tally.add(line)
+            yield line
+
+    with LogReader(path) as reader:
+        if as_json:
+            for line in seen(reader):
+                _echo(_json_text(line))
+            for request, is_alive in pending_of(path):
+                _echo(_pending_json(request, is_alive))
+        else:
+            pending = (display.pending_row(request, is_alive) for request, is_alive in pending_of(path))
+            rows = (row.cells() for row in chain((_row(line, tally) for line in seen(reader)), pending))
+            display.print_table(display.ROW_TITLES, rows, right=frozenset({0, 3}), flexible=frozenset({4, 5}))
+    return _report(tally)
+
+
+def _report(tally: DamageTally) -> int:
+    """Say what is wrong on stderr; returns 1 where that is more than a writer's death explains."""
+    for one in tally.damage:
+        note = " (a later line names it)" if tally.is_named(one) else ""
+        print(f"task-log: {display.damage_text(one)}{note}", file=sys.stderr)
+    return 1 if tally.alarming() else 0
+
+
+def _row(line: LogLine | Damage, tally: DamageTally) -> display.Row:
+    seen = record_of(line) if isinstance(line, LogLine) else line
+    if isinstance(seen, ExecutionRecord):
+        return display.row(seen)
+    if seen is not line:
+        tally.add(seen)  # a whole line, which this version can't decode
+    return display.damage_row(seen)
+
+
+def _pending_json(request: ExecutionRequest, is_alive: bool) -> str:
+    pending: dict[str, object] = {"running": is_alive, "session_id": request.session_id, "seq": request.seq}
+    return _dumps({"pending": {**pending, "timestamp": request.timestamp, "code": request.code}})
+
+
+@_commands.command("tail")
+@click.argument("log", required=False)
+@click.option(
+    "-n", "--lines", "count", type=click.IntRange(min=0), default=10, help="How many [default: 10]."
+)
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is added, until Ctrl-C.")
+@_where
+@_as_json
+def _tail(*, log: str | None, count: int, follow: bool, as_json: bool, **where: str | None) -> int:
+    """Show the last executions of a log, one a line, and with -f those to come."""
+    path = log or _existing_path_of(**where)
+    tally = DamageTally()
+    with LogReader(path, start=start_of_last(path, count)) as reader, suppress(KeyboardInterrupt):
+        _print_new(reader, tally, as_json=as_json, follow=follow)
+        while follow:
+            sys.stdout.flush()
+            _wait_for_more(reader)
+            _print_new(reader, tally, as_json=as_json, follow=True)
+    return _report(tally)
+
+
+def _print_new(reader: LogReader, tally: DamageTally, *, as_json: bool, follow: bool) -> None:
+    for line in reader.lines():
+        if follow and isinstance(line, Damage) and line.kind == "torn_tail":
+            continue  # it comes again, whole or torn, when more follows
+        tally.add(line)
+        _echo(_json_text(line) if as_json else "  ".join(_row(line, tally).cells()))
+
+
+def _wait_for_more(reader: LogReader) -> None:
+    while reader.size_bytes() == reader.seen_bytes:
+        reader.check_path()
+        time.sleep(_POLL_S)
+
+
+def _json_text(line: LogLine | Damage) -> str:
+    if isinstance(line, Damage):
+        fields = {
+            "damage": line.kind,
+            "path": line.path,
+            "at": line.at,
+            "bytes": line.bytes,
+            "reason": line.reason,
+        }
+        return _dumps(fields)
+    text = line.data.decode()
+    return display.printable_json(text) if sys.stdout.isatty() else text
+
+
+def _path_of(*, plan_id: str | None, task_id: str | None, task_name: str | None, log_dir: str | None) -> str:
+    return log_path(log_root(log_dir), task_ids(plan_id, task_id, task_name))
+
+
+def _existing_path_of(
+    *, plan_id: str | None, task_id: str | None, task_name: str | None, log_dir: str | None
+) -> str:
+    """Return the path of the log that is meant; where only its name is left open, the one there is."""
+    path = _path_of(plan_id=plan_id, task_id=task_id, task_name=task_name, log_dir=log_dir)
+    if task_name is not None or task_id is None or os.path.exists(path):  # noqa: PTH110
+        return path
+    number_or_id = str(task_number(task_id) or normalize_task_name(task_id))
+    folder = os.path.dirname(path)  # noqa: PTH120
+    found = [log for log in find_logs(log_root(log_dir)) if log.startswith(f"{folder}/{number_or_id}.")]
+    if len(found) > 1:
+        raise click.UsageError(f"task {task_id} has several logs: say --name, or one of {', '.join(found)}")
+    return found[0] if found else path
+
+
+def _dumps(fields: dict[str, object]) -> str:
+    return orjson.dumps(without_surrogates(fields)).decode()
+
+
+def _echo(text: str) -> None:
+    sys.stdout.write(f"{text}\n")

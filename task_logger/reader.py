@@ -1,0 +1,299 @@
+"""Reads task logs, lazily: bytes -> pieces between line feeds -> lines whose hash verifies -> records.
+
+    piece, hash right, follows the line before   -> LogLine
+    piece, hash right, does not follow           -> Damage("chain_break"), then the LogLine, which is whole
+    piece, hash wrong or none                    -> Damage("unreadable") in `recovered`
+    last piece, no line feed, hash right         -> LogLine
+    last piece, no line feed, hash wrong or none -> Damage("torn_tail"): being written, or its writer died
+
+Nothing is skipped, nothing is written, and no more than one line is in memory.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import IO, Literal
+
+import orjson
+
+from task_logger.codec import FIRST_PREV, ChainLink, decode, read_link
+from task_logger.errors import BadLine, EncryptedLine, LogNotFound, LogUnreadable, UnsupportedSchema
+from task_logger.record import ExecutionRecord, ExecutionRequest
+from task_logger.tail import MAX_LINE_BYTES, pieces_backwards
+
+DamageKind = Literal["unreadable", "torn_tail", "chain_break", "unsupported"]
+
+_SKIP_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogLine:
+    """A line whose hash verifies: its offset in the file, its bytes without line feed, its chain fields."""
+
+    path: str
+    at: int
+    data: bytes
+    link: ChainLink
+
+    def record(self) -> ExecutionRecord:
+        """Decode the line; raises `UnsupportedSchema`, `EncryptedLine` or `BadLine`."""
+        return decode(self.data, self.path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damage:
+    """Something wrong in a log: where, how many bytes, and why, in words.
+
+    A `chain_break` is about the order of whole lines and has no bytes of its own: it comes before the line at
+    `at`, which doesn't follow the one before it.
+    """
+
+    kind: DamageKind
+    path: str
+    at: int
+    bytes: int
+    reason: str
+
+
+class LogReader:
+    """Reads a log from its start to its present end, and again what was added since.
+
+    `seen_bytes` is the size the file had when it was last read. Close it, or use it in `with`. Opening raises
+    `LogNotFound` or `LogUnreadable`.
+    """
+
+    def __init__(self, path: str, *, start: int = 0) -> None:
+        self.path = path
+        self._file = _open(path)
+        self._at = start
+        self.seen_bytes = start
+        self._last: ChainLink | None = None
+        self._is_at_line_end = True
+        self._knows_last = start == 0
+
+    def __enter__(self) -> LogReader:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; idempotent."""
+        self._file.close()
+
+    def size_bytes(self) -> int:
+        """Return the present size of the file."""
+        return os.fstat(self._file.fileno()).st_size
+
+    def check_path(self) -> None:
+        """Raise `LogUnreadable` where the path is no longer this file."""
+        try:
+            is_here = os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno()))  # noqa: PTH116
+        except OSError:
+            is_here = False
+        if not is_here:
+            raise LogUnreadable(
+                f"task log {self.path!r} was removed or replaced while it was read", path=self.path
+            )
+
+    def lines(self) -> Iterator[LogLine | Damage]:
+        """Yield what comes up to the present end; a torn tail comes anew each time, until more follows it.
+
+        Raises `LogUnreadable` where the system can't read on, or the file became shorter.
+        """
+        try:
+            self._go_on()
+            while piece := self._file.readline(MAX_LINE_BYTES + 1):
+                at, ends = self._at, piece.endswith(b"\n")
+                if not ends and len(piece) > MAX_LINE_BYTES:
+                    yield self._skip_overlong(at, len(piece))
+                    continue
+                link = read_link(piece[:-1] if ends else piece)
+                if link is None and not ends:
+                    yield self._damage("torn_tail", at, len(piece), "it is being written, or its writer died")
+                    return
+                self._at, self._is_at_line_end = at + len(piece), ends
+                if link is None:
+                    yield self._unreadable(at, piece[:-1])
+                else:
+                    yield from self._linked(at, piece[:-1] if ends else piece, link)
+        except OSError as exc:
+            raise LogUnreadable(
+                f"task log {self.path!r} can't be read: {exc.strerror or exc}", path=self.path
+            ) from exc
+
+    def _go_on(self) -> None:
+        size_bytes = self.seen_bytes = self.size_bytes()
+        if size_bytes < self._at:
+            raise LogUnreadable(
+                f"task log {self.path!r} became shorter while it was read, which no writer of ours does",
+                path=self.path,
+            )
+        self._file.seek(self._at)
+        if not self._is_at_line_end and size_bytes > self._at:
+            # The line before was whole but for its line feed, which the next writer has put there.
+            if self._file.read(1) == b"\n":
+                self._at += 1
+            self._file.seek(self._at)
+            self._is_at_line_end = True
+
+    def _linked(self, at: int, data: bytes, link: ChainLink) -> Iterator[LogLine | Damage]:
+        reason = _why_it_does_not_follow(self._last, link) if self._knows_last else None
+        self._last, self._knows_last = link, True
+        if reason is not None:
+            yield self._damage("chain_break", at, 0, reason)
+        yield LogLine(path=self.path, at=at, data=data, link=link)
+
+    def _unreadable(self, at: int, piece: bytes) -> Damage:
+        if piece.startswith(b'{"enc"') and piece.endswith(b"}"):
+            return self._damage("unsupported", at, len(piece), str(EncryptedLine(self.path)))
+        return self._damage("unreadable", at, len(piece), "it is not a whole line with a right hash")
+
+    def _skip_overlong(self, at: int, count_bytes: int) -> Damage:
+        ends = False
+        while not ends and (more := self._file.readline(_SKIP_BYTES)):
+            count_bytes += len(more)
+            ends = more.endswith(b"\n")
+        self._at, self._is_at_line_end = at + count_bytes, ends
+        return self._damage("unreadable", at, count_bytes - ends, "it is longer than any line")
+
+    def _damage(self, kind: DamageKind, at: int, count_bytes: int, reason: str) -> Damage:
+        return Damage(kind=kind, path=self.path, at=at, bytes=count_bytes, reason=reason)
+
+
+def _why_it_does_not_follow(last: ChainLink | None, link: ChainLink) -> str | None:
+    last_n, last_hash = (0, FIRST_PREV) if last is None else (last.n, last.hash)
+    if link.n == last_n + 1 and link.prev == last_hash:
+        return None
+    if last is None:
+        return (
+            f"the first line is number {link.n}, not 1: lines before it are missing"
+            if link.n != 1
+            else ("the first line names a line before it")
+        )
+    if link == last:
+        return f"line {link.n} is there again"
+    if link.n != last_n + 1:
+        return f"line {link.n} follows line {last_n}"
+    return f"line {link.n} names another line before it than line {last_n} as it is here"
+
+
+def read_lines(path: str) -> Iterator[LogLine | Damage]:
+    """Yield the lines of a log and what is damaged between them, in order, to its present end.
+
+    Raises `LogNotFound` and `LogUnreadable`.
+    """
+    with LogReader(path) as reader:
+        yield from reader.lines()
+
+
+def read_records(path: str) -> Iterator[ExecutionRecord | Damage]:
+    """Yield the records of a log and what is damaged between them, lines of another major version included.
+
+    Raises `LogNotFound` and `LogUnreadable`.
+    """
+    for line in read_lines(path):
+        yield record_of(line) if isinstance(line, LogLine) else line
+
+
+def record_of(line: LogLine) -> ExecutionRecord | Damage:
+    """Decode a line, or say why it can't be."""
+    try:
+        return line.record()
+    except (UnsupportedSchema, EncryptedLine) as exc:
+        kind: DamageKind = "unsupported"
+        reason = str(exc)
+    except BadLine as exc:
+        kind, reason = "unreadable", exc.reason
+    return Damage(kind=kind, path=line.path, at=line.at, bytes=len(line.data), reason=reason)
+
+
+def last_lines(path: str, count: int) -> Iterator[LogLine | Damage]:
+    """Yield the last `count` lines of a log, oldest first, and what is damaged from the first of them on.
+
+    Reads only the end of the file. Raises `LogNotFound` and `LogUnreadable`.
+    """
+    with LogReader(path, start=start_of_last(path, count)) as reader:
+        yield from reader.lines()
+
+
+def last_records(path: str, count: int) -> Iterator[ExecutionRecord | Damage]:
+    """Yield the last `count` records of a log, oldest first, as `last_lines` and `read_records` do."""
+    for line in last_lines(path, count):
+        yield record_of(line) if isinstance(line, LogLine) else line
+
+
+def start_of_last(path: str, count: int) -> int:
+    """Return the offset of the first of a log's last `count` whole lines, for 0 of what comes after them.
+
+    Raises `LogNotFound` and `LogUnreadable`.
+    """
+    with _open(path) as file:
+        size_bytes = os.fstat(file.fileno()).st_size
+        try:
+            for at, piece_bytes, data in pieces_backwards(file.fileno(), size_bytes):
+                if count <= 0:
+                    return size_bytes if at + piece_bytes < size_bytes else at
+                count -= data is not None and read_link(data) is not None
+                if count == 0:
+                    return at
+        except OSError as exc:
+            raise _unreadable(path, exc) from exc
+    return 0
+
+
+def recovered_pieces(line: LogLine) -> list[tuple[int, int]]:
+    """Return offset and length of the unreadable pieces that a line names."""
+    if b'"recovered":[' not in line.data:
+        return []
+    pieces = orjson.loads(line.data).get("recovered", ())
+    return [(piece["at"], piece["bytes"]) for piece in pieces]
+
+
+def pending_of(path: str) -> list[tuple[ExecutionRequest, bool]]:
+    """Return the executions of a log that have no line yet, each with whether its session is alive."""
+    from task_logger.settling import pending_requests
+
+    folder, _, name = path.rpartition("/")
+    return list(pending_requests(folder or ".", name))
+
+
+def find_logs(root: str) -> list[str]:
+    """Return the paths of all logs below a root folder, sorted; raises `LogNotFound` and `LogUnreadable`."""
+    logs: list[str] = []
+    try:
+        with os.scandir(root) as plans:
+            folders = sorted(plan.path for plan in plans if plan.is_dir())
+        for folder in folders:
+            with os.scandir(folder) as entries:
+                logs += sorted(entry.path for entry in entries if entry.name.endswith(".jsonl"))
+    except FileNotFoundError as exc:
+        raise LogNotFound(root, f"there are no task logs: no folder {exc.filename or root!r}") from exc
+    except OSError as exc:
+        raise LogUnreadable(f"folder {exc.filename!r} can't be read: {exc.strerror}", path=root) from exc
+    return logs
+
+
+def _unreadable(path: str, exc: OSError) -> LogUnreadable:
+    return LogUnreadable(f"task log {path!r} can't be read: {exc.strerror or exc}", path=path)
+
+
+def _open(path: str) -> IO[bytes]:
+    """Open a regular file; a FIFO or device must neither block nor be read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError as exc:
+        raise LogNotFound(path) from exc
+    except (OSError, ValueError) as exc:
+        reason = "it has no such name" if isinstance(exc, ValueError) else exc.strerror
+        raise LogUnreadable(f"task log {path!r} can't be read: {reason}", path=path) from exc
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise LogUnreadable(f"{path!r} is no task log: it is no regular file", path=path)
+    return os.fdopen(descriptor, "rb", buffering=64 << 10)

@@ -1,0 +1,306 @@
+# ruff: noqa: PTH100, PTH119, PTH120 -- pathlib costs start-up time
+"""One session's way into its task log.
+
+    request ----> begin  -> pending file: what runs now
+    the code runs
+    outcome ----> finish -> encoded -> artifacts stored -> line appended -> record with the log's new head
+                                                  |
+                     the log can't be written: the line is kept in the pending file, or in memory where
+                     even that fails, and appended before the next line as soon as it can be
+
+In strict mode it is the other way round: what can't be logged is refused before it runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from dataclasses import replace
+from time import monotonic
+
+from task_logger.backlog import RETRY_LOCK_WAIT_S, Backlog
+from task_logger.codec import EncodedRecord, encode, encode_request
+from task_logger.errors import LogClosed, LogFailed, LogPathRefused, LogUnavailable, TaskLogError
+from task_logger.log_file import LOCK_WAIT_S, LogFile
+from task_logger.opening import check_path, make_folder
+from task_logger.pending import PendingFile
+from task_logger.record import (
+    ExecutionOutcome,
+    ExecutionRecord,
+    ExecutionRequest,
+    Isolation,
+    LogHead,
+    Route,
+    TaskIds,
+)
+from task_logger.settling import settle
+from task_logger.task import log_path
+
+_SETTLE_EVERY_S = 1.0  # a look at the pending folder costs as much as a line for each living session
+
+
+class SessionLog:
+    """The task log as one session sees it. The caller lets one thread in at a time."""
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        task: TaskIds,
+        session_id: str,
+        fsync: bool = False,
+        strict: bool = False,
+        route: Route = "worker",
+        isolation: Isolation = "process",
+    ) -> None:
+        """Open the log of a task below `root`, with its folders, and settle what dead sessions left.
+
+        `route` and `isolation` are for the line that others write should this session die. Raises
+        `LogPathRefused` where this can't be a log; `LogUnavailable` only with `strict`: without it the
+        session goes on, `notices` says what is wrong, and each execution tries again.
+        """
+        self.path = log_path(os.path.abspath(root) if "\0" not in root else root, task)
+        check_path(self.path)
+        self.notices: list[str] = []
+        """What the session must tell its caller with the next outcome; emptied by `finish`."""
+        self._plan_folder = os.path.dirname(self.path)
+        self._session_id = session_id
+        self._fsync = fsync
+        self._strict = strict
+        self._route: Route = route
+        self._isolation: Isolation = isolation
+        self._log: LogFile | None = None
+        self._pending: PendingFile | None = None
+        self._running: ExecutionRequest | None = None
+        self._begun_bytes, self._begun_inode = 0, 0
+        self._backlog = Backlog(
+            self._plan_folder, os.path.basename(self.path), route=route, isolation=isolation, fsync=fsync
+        )
+        self._is_behind = True  # something is not as it should be: the next line takes the careful way
+        self._failure: TaskLogError | None = None  # strict: why nothing may run any more
+        self._settle_at_s = 0.0
+        self._closed = False
+        try:
+            self._open()
+        except LogPathRefused:
+            self._let_go()
+            raise
+        except TaskLogError as exc:
+            if strict:
+                self._let_go()
+                raise
+            self.notices.append(f"{exc}; executions run all the same, and their lines are kept until then")
+
+    def begin(self, request: ExecutionRequest) -> None:
+        """Put down that a request is about to run; call it right before.
+
+        Raises only with `strict`, and then the code must not run: `LogFailed` after an earlier error, or
+        what is wrong now.
+        """
+        if self._strict:
+            self._check()
+        if self._running is not None and self._pending is not None:  # an interrupt came before its line
+            self._is_behind = True
+            self._pending.hold()
+        self._running = request
+        log, pending = self._log, self._pending
+        if log is not None:
+            self._begun_bytes, self._begun_inode = log.known_bytes, log.inode
+        try:
+            if pending is None:
+                pending = self._open_pending()
+            pending.begin(
+                encode_request(request), request.seq, log_inode=self._begun_inode, log_bytes=self._begun_bytes
+            )
+        except TaskLogError as exc:
+            if self._strict or isinstance(exc, LogClosed):
+                self._running = None
+                raise
+            self.notices.append(f"{exc}; should the session die now, execution {request.seq} leaves no trace")
+
+    def finish(self, request: ExecutionRequest, outcome: ExecutionOutcome) -> ExecutionRecord:
+        """Write the line of what came of a request.
+
+        Returns the record as the line has it, with the log's head; `None` for a head, and a notice, where the
+        line could not be written and is kept. With `strict` that is an error, `LogUnavailable` or
+        `ArtifactNotStored`: the line is kept all the same, and nothing may run any more.
+        """
+        encoded: EncodedRecord | None = None
+        head: LogHead | None = None
+        try:
+            encoded = encode(request, outcome)
+            outcome = encoded.outcome
+            if outcome.artifacts:
+                outcome = self._store_artifacts(outcome)
+            if self._is_behind or monotonic() >= self._settle_at_s:
+                head = self._append_carefully(encoded.body, request.seq)
+            else:
+                assert self._log is not None
+                head = self._log.append(encoded.body)
+        except TaskLogError as exc:
+            self._keep(encoded, request.seq, exc)
+            if self._strict:
+                self._failure = exc
+                raise
+        except BaseException as exc:
+            # An interrupt. Whether the line is there all the same is looked up before the next one.
+            self._keep(
+                encoded, request.seq, LogUnavailable(self.path, f"{type(exc).__name__} came in between")
+            )
+            raise
+        self._running = None
+        notices = outcome.notices
+        if self.notices:
+            notices = (*notices, *self.notices)
+            self.notices.clear()
+        return ExecutionRecord(request=request, outcome=outcome, head=head, notices=notices)
+
+    def close(self) -> None:
+        """Append what is kept, if it can be, and close the log; idempotent.
+
+        What could not be appended stays in the pending file, and is named on stderr; the next writer of the
+        log does it. What is in memory only is lost then, and named too.
+        """
+        if self._closed:
+            return
+        try:
+            if self._is_behind or self._running is not None:
+                self._append_kept(except_seq=None)
+                self._is_behind = self._backlog.has_artifacts
+            if self._log is not None:
+                self._settle()
+        except TaskLogError as exc:
+            self._complain(exc)
+        finally:
+            self._closed = True
+            self._let_go()
+
+    def _open(self) -> None:
+        """Have log and pending file open, whichever of them isn't."""
+        if self._log is None:
+            make_folder(self._plan_folder, fsync=self._fsync)
+            wait_s = LOCK_WAIT_S if self._backlog.error is None else RETRY_LOCK_WAIT_S
+            self._log = LogFile(self.path, fsync=self._fsync, lock_wait_s=wait_s)
+            self._log.lock_wait_s = LOCK_WAIT_S
+        if self._pending is None:
+            self._open_pending()
+        self._settle()
+        self._is_behind = self._backlog.error is not None
+
+    def _open_pending(self) -> PendingFile:
+        folder = f"{self._plan_folder}/pending"
+        make_folder(folder, fsync=self._fsync)
+        self._pending = PendingFile(
+            folder,
+            self._session_id,
+            os.path.basename(self.path),
+            route=self._route,
+            isolation=self._isolation,
+            fsync=self._fsync,
+        )
+        return self._pending
+
+    def _settle(self) -> None:
+        if self._log is not None:
+            self._settle_at_s = monotonic() + _SETTLE_EVERY_S
+            self.notices += settle(self._plan_folder, self._log, own=self._own_names(), fsync=self._fsync)
+
+    def _own_names(self) -> tuple[str, ...]:
+        return () if self._pending is None else (self._pending.name,)
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise LogFailed(self.path, self._failure) from self._failure
+        assert self._log is not None
+        self._log.check()
+
+    def _store_artifacts(self, outcome: ExecutionOutcome) -> ExecutionOutcome:
+        stored, error = self._backlog.store(outcome.artifacts)
+        if error is not None:
+            self._is_behind = True
+            self.notices.append(f"{error}; it is kept in memory, and stored as soon as it can be")
+            if self._strict:
+                raise error
+        return replace(outcome, artifacts=stored)
+
+    def _append_carefully(self, body: bytes, seq: int) -> LogHead:
+        """Append a line after opening what isn't, appending what is kept, and settling what is due."""
+        was_behind = self._is_behind
+        if was_behind:
+            self._append_kept(except_seq=seq)
+        if monotonic() >= self._settle_at_s:
+            self._settle()
+        assert self._log is not None
+        head = self._log.append(body)
+        if was_behind and self._pending is not None:
+            try:
+                self._pending.reset()  # only now: until here it protects this line too
+            except TaskLogError:
+                return head  # still behind: the next line does it
+        self._is_behind = self._backlog.has_artifacts
+        return head
+
+    def _append_kept(self, *, except_seq: int | None) -> None:
+        if self._closed:
+            raise LogClosed(self.path)
+        self._backlog.raise_if_hopeless()
+        if self._log is None or self._pending is None:
+            self._open()
+        assert self._log is not None
+        self._backlog.append_to(self._log, self._pending, except_seq=except_seq)
+
+    def _keep(self, encoded: EncodedRecord | None, seq: int, error: TaskLogError) -> None:
+        """Keep a line that could not be appended; the log is tried anew with the next one.
+
+        Without a line, because it could not be made, the request stays: it will get one that says `unknown`.
+        """
+        if isinstance(error, LogClosed):  # also in a forked child: the line is its parent's to write
+            raise error
+        self._is_behind = True
+        self._backlog.error = error
+        if self._log is not None and not self._is_same_file():
+            self._log.close()
+            self._log = None
+        if self._pending is None:
+            with contextlib.suppress(TaskLogError):  # then it is kept in memory, and said
+                self._open_pending()
+        if encoded is None:
+            if self._pending is not None:
+                self._pending.hold()
+            return
+        kept = self._backlog.keep(
+            self._pending, encoded.body, seq, log_inode=self._begun_inode, log_bytes=self._begun_bytes
+        )
+        self.notices.append(
+            f"the line of execution {seq} is not in the log: {error}; {kept}, until it can be appended"
+        )
+
+    def _is_same_file(self) -> bool:
+        assert self._log is not None
+        try:
+            self._log.check()
+        except TaskLogError:
+            return False
+        return True
+
+    def _complain(self, error: TaskLogError) -> None:
+        if not (self._is_behind or self._running):
+            return  # only others' executions could not be settled: the next writer will
+        self._is_behind = True
+        lost = self._backlog.lost_at_the_end()
+        text = f"task log of session {self._session_id}: {error}\n"
+        if self._pending is not None:
+            text += (
+                f"what is not in the log stays in {self._pending.path}; the log's next writer appends it\n"
+            )
+        if lost:
+            text += f"LOST, because nothing could be written: {', '.join(lost)}\n"
+        if sys.stderr is not None:
+            sys.stderr.write(text)
+
+    def _let_go(self) -> None:
+        if self._pending is not None:
+            self._pending.close(remove=not self._is_behind)
+        if self._log is not None:
+            self._log.close()

@@ -1,0 +1,197 @@
+"""Settling: every execution of a dead session gets its one line.
+
+    pending files of a plan -> those of dead sessions, locked -> is the line in the log, behind the size that
+    the entry names? -> if not: the kept line, or one saying `unknown`, is appended -> the file is removed
+
+No execution is settled twice: only the holder of a pending file's lock settles it, the session that owned it
+writes no more, and whoever settled it and died before removing it left the line in the log, to be found.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Container, Iterable
+
+import orjson
+
+from task_logger import artifacts
+from task_logger.abandoned import look_at, pending_names, take_abandoned
+from task_logger.codec import encode, read_link
+from task_logger.errors import LogUnavailable, TaskLogError, log_error
+from task_logger.log_file import LogFile
+from task_logger.pending import Entry
+from task_logger.record import ExecutionOutcome, ExecutionRequest
+from task_logger.tail import MAX_LINE_BYTES
+
+_SCAN_BYTES = 1 << 20
+
+
+def settle(plan_folder: str, log: LogFile, *, own: Container[str] = (), fsync: bool = False) -> list[str]:
+    """Give every execution of the log's dead sessions its line; `own` are names of files to leave alone.
+
+    Returns notices in words, of what was settled and what could not be. Raises `LogUnavailable` where the log
+    can't be written; what is not settled then is left for the next writer.
+    """
+    folder = f"{plan_folder}/pending"
+    notices: list[str] = []
+    try:
+        names = pending_names(folder)
+    except OSError as exc:
+        return [f"the pending files in {folder} can't be looked at: {exc.strerror}; they stay"]
+    for name in names:
+        if name not in own:
+            try:
+                notices += _settle_file(plan_folder, log, f"{folder}/{name}", fsync=fsync)
+            except LogUnavailable:
+                raise
+            except (OSError, TaskLogError) as exc:
+                notices.append(f"the pending file {folder}/{name} can't be settled now: {exc}; it stays")
+    return notices
+
+
+def _settle_file(plan_folder: str, log: LogFile, path: str, *, fsync: bool) -> list[str]:
+    abandoned = take_abandoned(path)
+    if abandoned is None:
+        return []
+    try:
+        if abandoned.entries is None:
+            aside = abandoned.put_aside()
+            return [f"a pending file of a session that died makes no sense; it is kept as {aside}"]
+        log_name = os.path.basename(log.path)  # noqa: PTH119  # pathlib costs start-up time
+        if any(entry.log_name != log_name for entry in abandoned.entries):
+            return []  # the next writer of that log does it
+        notices = append_missing(plan_folder, log, abandoned.entries, fsync=fsync)
+        abandoned.remove()
+        return notices
+    finally:
+        abandoned.close()
+
+
+def append_missing(plan_folder: str, log: LogFile, entries: Iterable[Entry], *, fsync: bool) -> list[str]:
+    """Append the line of each execution that has none; returns a notice for each. Raises `LogUnavailable`."""
+    notices = []
+    for entry in _one_per_execution(entries):
+        session_id = session_id_of(entry)
+        if has_line(log.path, session_id, entry.seq, after_bytes=entry.log_bytes, inode=entry.log_inode):
+            continue
+        if entry.body is not None:
+            log.append(entry.body)
+            notices.append(
+                f"execution {session_id}:{entry.seq} got the line that could not be written before"
+            )
+        elif entry.request is not None:
+            log.append(_unknown_line(plan_folder, entry, entry.request, fsync=fsync))
+            notices.append(f"the session of execution {session_id}:{entry.seq} died; its line says `unknown`")
+    return notices
+
+
+def _one_per_execution(entries: Iterable[Entry]) -> list[Entry]:
+    """What is kept replaces its request."""
+    latest: dict[tuple[str, int], Entry] = {}
+    for entry in entries:
+        latest[session_id_of(entry), entry.seq] = entry
+    return list(latest.values())
+
+
+def session_id_of(entry: Entry) -> str:
+    """Return the session that an entry is of."""
+    if entry.request is not None:
+        return entry.request.session_id
+    session_id = orjson.loads((entry.body or b"{") + b"}")["session_id"]
+    return str(session_id)
+
+
+def _unknown_line(plan_folder: str, entry: Entry, request: ExecutionRequest, *, fsync: bool) -> bytes:
+    outcome = ExecutionOutcome(status="unknown", route=entry.route, isolation=entry.isolation, elapsed_ms=0)
+    encoded = encode(request, outcome)
+    for artifact in encoded.outcome.artifacts:
+        if artifact.content is not None:
+            artifacts.put(plan_folder, artifact, fsync=fsync)
+    return encoded.body
+
+
+def has_line(log_path: str, session_id: str, seq: int, *, after_bytes: int, inode: int) -> bool:
+    """Whether a log has the line of an execution behind `after_bytes`.
+
+    All of the log is searched where it is another file than `inode`, or shorter now. Raises `LogUnavailable`
+    where it can't be read; a log that isn't there has no line.
+    """
+    try:
+        descriptor = os.open(log_path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return False
+    except OSError as exc:
+        raise log_error(log_path, exc) from exc
+    try:
+        status = os.fstat(descriptor)
+        if status.st_ino != inode or status.st_size < after_bytes:
+            after_bytes = 0
+        return _find(descriptor, session_id.encode(), seq, after_bytes, status.st_size)
+    except OSError as exc:
+        raise LogUnavailable(log_path, exc.strerror or str(exc)) from exc
+    finally:
+        os.close(descriptor)
+
+
+def _find(descriptor: int, session_id: bytes, seq: int, at: int, end: int) -> bool:
+    needle = b'"session_id":"%b"' % session_id
+    begun = b""  # of the line that the last piece read ended in
+    while at < end:
+        data = os.pread(descriptor, min(_SCAN_BYTES, end - at), at)
+        if not data:
+            break
+        at += len(data)
+        whole, line_end, rest = data.rpartition(b"\n")
+        if not line_end:
+            begun += data
+            if len(begun) > MAX_LINE_BYTES + 1:
+                begun = begun[:1]  # no line: only its end is still looked for
+            continue
+        whole = begun + whole
+        begun = rest
+        if needle in whole and any(_is_line_of(line, needle, seq) for line in whole.split(b"\n")):
+            return True
+    return _is_line_of(begun, needle, seq)
+
+
+def _is_line_of(line: bytes, needle: bytes, seq: int) -> bool:
+    if needle not in line or read_link(line) is None:
+        return False
+    fields = orjson.loads(line)
+    return bool(fields.get("session_id") == needle[14:-1].decode() and fields.get("seq") == seq)
+
+
+def pending_requests(plan_folder: str, log_name: str) -> list[tuple[ExecutionRequest, bool]]:
+    """Return the requests without a line in their log, and whether their session is alive; writes nothing.
+
+    Raises `TaskLogError` where a pending file or the log can't be read.
+    """
+    folder = f"{plan_folder}/pending"
+    found: list[tuple[ExecutionRequest, bool]] = []
+    try:
+        names = pending_names(folder)
+    except OSError as exc:
+        raise log_error(folder, exc) from exc
+    for name in names:
+        try:
+            entries, alive = look_at(f"{folder}/{name}")
+        except FileNotFoundError:
+            continue  # settled meanwhile
+        except OSError as exc:
+            raise log_error(f"{folder}/{name}", exc) from exc
+        found += [
+            (entry.request, alive)
+            for entry in entries
+            if entry.log_name == log_name and entry.request is not None and not _has_line(plan_folder, entry)
+        ]
+    return found
+
+
+def _has_line(plan_folder: str, entry: Entry) -> bool:
+    return has_line(
+        f"{plan_folder}/{entry.log_name}",
+        session_id_of(entry),
+        entry.seq,
+        after_bytes=entry.log_bytes,
+        inode=entry.log_inode,
+    )

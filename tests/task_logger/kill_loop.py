@@ -1,0 +1,146 @@
+"""Writers on one log, killed at random moments and replaced; then the log is compared with what they said.
+
+    python kill_loop.py FOLDER --writers 64 --kills 1000 [--fsync] [--largest-bytes 40000]
+
+Prints one JSON object: kills, acknowledged and lost lines, chain breaks, pieces. Each writer acknowledges a
+line, after `append` returned, by appending its number and hash to a file of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import random
+import signal
+import struct
+import sys
+import time
+from pathlib import Path
+
+from task_logger.log_file import LogFile
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests.task_logger.log_check import CheckedLog, check_log
+
+_ACK = struct.Struct("<Q32s")
+_MOST_LOG_BYTES = 2 << 30
+_MOST_SECONDS = 200.0
+_SMALLEST_BYTES = 50
+
+
+def make_bodies(largest_bytes: int) -> list[bytes]:
+    """Make bodies of lines of log-uniform length; they are made once, since a writer's life is short."""
+    lengths = [int(_SMALLEST_BYTES * (largest_bytes / _SMALLEST_BYTES) ** (step / 63)) for step in range(64)]
+    return [b'{"code":"%b"' % (b"x" * length) for length in lengths]
+
+
+def write_until_killed(path: Path, acks: Path, seed: int, *, fsync: bool, bodies: list[bytes]) -> None:
+    """Append lines and acknowledge each, forever."""
+    rng = random.Random(seed)
+    ack_file = os.open(acks, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    log = LogFile(str(path), fsync=fsync, lock_wait_s=60)
+    while True:
+        head = log.append(rng.choice(bodies))
+        os.write(ack_file, _ACK.pack(head.n, bytes.fromhex(head.hash)))
+
+
+def start_writer(path: Path, acks: Path, seed: int, *, fsync: bool, bodies: list[bytes]) -> int:
+    """Fork one writer; returns its process id."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            write_until_killed(path, acks, seed, fsync=fsync, bodies=bodies)
+        except BaseException as exc:  # noqa: BLE001  # whatever it was, the parent must hear of it
+            (acks.parent / "failed").write_text(f"{type(exc).__name__}: {exc}")
+        os._exit(1)
+    return pid
+
+
+def run(
+    folder: Path, *, writers: int, kills: int, fsync: bool, largest_bytes: int, seed: int
+) -> dict[str, object]:
+    """Kill `kills` writers; returns what the log and the acknowledgements say."""
+    rng = random.Random(seed)
+    path, ack_folder = folder / "log.jsonl", folder / "acks"
+    ack_folder.mkdir()
+    bodies = make_bodies(largest_bytes)
+    gc.freeze()
+    ends_at_s = time.monotonic() + _MOST_SECONDS
+    count = 0
+
+    def start() -> int:
+        nonlocal count
+        count += 1
+        return start_writer(path, ack_folder / str(count), seed + count, fsync=fsync, bodies=bodies)
+
+    running = [start() for _ in range(writers)]
+    killed = 0
+    try:
+        while killed < kills and time.monotonic() < ends_at_s:
+            time.sleep(rng.uniform(0, 0.004))
+            victim = rng.randrange(writers)
+            os.kill(running[victim], signal.SIGKILL)
+            os.waitpid(running[victim], 0)
+            killed += 1
+            running[victim] = start()
+            if path.exists() and path.stat().st_size > _MOST_LOG_BYTES:
+                break
+    finally:
+        for pid in running:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    with_rest = killed + writers
+    LogFile(str(path)).append(b'{"code":"the last line names what the last kills left"')
+    return compare(path, ack_folder, with_rest)
+
+
+def compare(path: Path, ack_folder: Path, kills: int) -> dict[str, object]:
+    """Compare the log with what was acknowledged."""
+    failed = ack_folder / "failed"
+    checked = check_log(path)
+    lost, acknowledged = lost_lines(checked, ack_folder)
+    return {
+        "kills": kills,
+        "failed": failed.read_text() if failed.exists() else None,
+        "lines": len(checked.lines),
+        "acknowledged": acknowledged,
+        "lost": lost,
+        "breaks": checked.breaks[:10],
+        "pieces": len(checked.pieces),
+        "line_ends": checked.line_ends,
+        "bytes": path.stat().st_size,
+    }
+
+
+def lost_lines(checked: CheckedLog, ack_folder: Path) -> tuple[int, int]:
+    """Count acknowledged lines that are not in the log, and acknowledged lines."""
+    hashes = checked.hashes
+    lost = acknowledged = 0
+    for ack_file in ack_folder.iterdir():
+        if ack_file.name == "failed":
+            continue
+        data = ack_file.read_bytes()
+        for at in range(0, len(data) - _ACK.size + 1, _ACK.size):
+            n, digest = _ACK.unpack_from(data, at)
+            acknowledged += 1
+            lost += hashes.get(n) != digest.hex()
+    return lost, acknowledged
+
+
+def main() -> None:
+    """Read the arguments, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--writers", type=int, default=64)
+    parser.add_argument("--kills", type=int, default=1000)
+    parser.add_argument("--largest-bytes", type=int, default=40_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--fsync", action="store_true")
+    arguments = vars(parser.parse_args())
+    print(json.dumps(run(arguments.pop("folder"), **arguments)))
+
+
+if __name__ == "__main__":
+    main()
