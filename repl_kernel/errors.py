@@ -8,9 +8,14 @@
      +-- ProtocolViolation       the other process's: what it sent makes no sense
           +-- FrameTooLarge
           +-- BadMessage
+
+    KeyboardInterrupt
+     +-- InterruptedByCaller     the caller's: Ctrl-C while waiting for an execution
 """
 
 from __future__ import annotations
+
+from task_logger.record import ExecutionOutcome
 
 
 class KernelError(Exception):
@@ -56,3 +61,11 @@ class BadMessage(ProtocolViolation):
     def __init__(self, message: str, field: str | None = None) -> None:
         super().__init__(message)
         self.field = field
+
+
+class InterruptedByCaller(KeyboardInterrupt):
+    """The caller's own KeyboardInterrupt came while it waited; the execution was interrupted, `outcome` is what came of it."""
+
+    def __init__(self, outcome: ExecutionOutcome) -> None:
+        super().__init__()
+        self.outcome = outcome

@@ -1,0 +1,164 @@
+"""One request and its reply: passes output on, answers input, stops what runs too long.
+
+    request --> worker;  then, until the reply or the worker's death:
+        a reply within 2 ms          one blocking read, nothing else
+        else wait for what is first  a message | output | death | the time limit | the next step of an interruption
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Set
+from typing import Any
+
+from repl_kernel.capture import OpenSpool, OutputCollector
+from repl_kernel.errors import ProtocolViolation
+from repl_kernel.executor import OnInput, OnOutput
+from repl_kernel.interruption import Interruption
+from repl_kernel.late import LateCollector
+from repl_kernel.worker_link import WorkerLink
+
+_LONGEST_WAIT_S = 0.1
+"""An interruption begun in another thread goes on no later than this."""
+
+_GATHERED_OUTPUT_BYTES = 1 << 20
+"""From here on the worker gathers output into blocks, and must be asked to write out a rest."""
+
+_FLUSH_WAIT_S = 0.025
+"""Half of the 50 ms within which output is passed on."""
+
+
+class WorkerDied(Exception):  # noqa: N818 - caught inside this package only
+    """The worker has ended, or no longer speaks the protocol."""
+
+
+class Exchange:
+    """The requests to an executor's workers, one after the other."""
+
+    def __init__(
+        self,
+        interruption: Interruption,
+        streams: tuple[OutputCollector, OutputCollector],
+        late: LateCollector,
+        open_spool: OpenSpool,
+    ) -> None:
+        self._interruption = interruption
+        self._streams = streams
+        self._late = late
+        self._open_spool = open_spool
+
+    def run(
+        self,
+        link: WorkerLink,
+        message: dict[str, Any],
+        time_limit_s: float | None = None,
+        on_output: OnOutput | None = None,
+        on_input: OnInput | None = None,
+    ) -> dict[str, Any]:
+        """Send a request and return its reply; raises `WorkerDied`, and what `on_output` or `on_input` raise.
+
+        A KeyboardInterrupt of the waiting caller interrupts the execution, and is left in `keyboard_interrupt`
+        for the caller to raise; texts that came ahead of the reply are in `parts`.
+        """
+        self._link = link
+        self._on_output, self._on_input = on_output, on_input
+        self._deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
+        self._received_bytes = 0
+        self._flush_is_due = False
+        self.parts: dict[str, OutputCollector] | None = None
+        self.keyboard_interrupt: KeyboardInterrupt | None = None
+        is_sent = False
+        reply: dict[str, Any] | None = None
+        while True:
+            try:
+                if not is_sent:
+                    is_sent = True
+                    link.send(message)
+                    reply = link.receive_soon()
+                while reply is None or not self._is_reply(reply, message["id"]):
+                    reply = link.next_message() or self._wait()
+                if ready := link.wait(0):
+                    self._drain(ready)
+                return reply
+            except KeyboardInterrupt as exc:
+                self.keyboard_interrupt = exc
+                self._interruption.begin("interrupted")
+            except (EOFError, OSError, ProtocolViolation) as exc:
+                self._drain_the_dead()
+                raise WorkerDied(str(exc)) from exc
+
+    def _is_reply(self, message: dict[str, Any], message_id: int) -> bool:
+        """Whether this ends the exchange; deals with the messages that come before it."""
+        if "late" in message and "id" not in message:
+            self._take_late(message["late"])
+            return False
+        if message.get("id") != message_id:
+            raise ProtocolViolation("the worker's connection carried a reply that nobody asked for")
+        if "part" in message:
+            self._part(message["part"]).feed(base64.b64decode(message["base64"]))
+            return False
+        if "input" in message:
+            self._answer(message_id, message["input"])
+            return False
+        for late in message.get("late", ()):
+            self._take_late(late)
+        return True
+
+    def _take_late(self, late: dict[str, Any]) -> None:
+        self._late.of(late["name"], late["seq"]).feed(late["text"].encode())
+
+    def _part(self, name: str) -> OutputCollector:
+        if self.parts is None:
+            self.parts = {}
+        if name not in self.parts:
+            self.parts[name] = OutputCollector(name.partition(".")[0], self._open_spool)
+        return self.parts[name]
+
+    def _answer(self, message_id: int, question: dict[str, Any]) -> None:
+        self._drain(self._link.wait(0))
+        answer: dict[str, Any] = {"op": "input_reply", "id": message_id}
+        if self._on_input is not None:
+            try:
+                answer["text"] = self._on_input(question["prompt"], question["password"])
+            except EOFError:
+                pass  # no text: the worker raises EOFError in the code
+        self._link.send(answer)
+
+    def _wait(self) -> dict[str, Any] | None:
+        """Wait for what comes first and deal with it; returns a message where that was one."""
+        link = self._link
+        ready = link.wait(self._timeout_s() * 1000)
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            self._deadline = None
+            self._interruption.begin("timeout")
+        self._interruption.go_on()
+        if not ready:
+            if self._flush_is_due:
+                self._flush_is_due = False
+                link.ask_to_flush()
+            return None
+        self._drain(ready)
+        if link.has_message(ready):
+            return link.receive_soon()
+        if link.is_dead(ready):
+            raise EOFError
+        return None
+
+    def _timeout_s(self) -> float:
+        timeout_s = _FLUSH_WAIT_S if self._flush_is_due else _LONGEST_WAIT_S
+        if self._deadline is not None:
+            timeout_s = min(timeout_s, max(0.0, self._deadline - time.monotonic()))
+        return timeout_s
+
+    def _drain(self, ready: Set[int]) -> int:
+        size = self._link.drain(ready, self._streams, self._on_output)
+        self._received_bytes += size
+        self._flush_is_due = self._flush_is_due or (size > 0 and self._received_bytes > _GATHERED_OUTPUT_BYTES)
+        return size
+
+    def _drain_the_dead(self) -> None:
+        """Take what is left in the pipes; a program that still writes to them is not waited for."""
+        self._link.wait_for_death(limit_s=0.2)
+        while self._drain(self._link.wait(0)) >= 1 << 16:
+            pass

@@ -1,0 +1,78 @@
+"""An exception of executed code -> the parts of an `ExecutionError`: the user's frames, none of ours."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from opcode import opmap
+from types import TracebackType
+
+from task_logger.record import ExecutionError
+
+_OUR_FOLDERS = (os.path.dirname(__file__) + os.sep,)
+
+_UNPRINTABLE = "<its text could not be made: {}>"
+
+
+def describe_failure(exc: BaseException, filename: str) -> ExecutionError:
+    """Take an exception apart; `filename` is the name under which the execution's code was compiled.
+
+    An exception whose own `__str__` fails, or deletes itself, is described all the same.
+    """
+    try:
+        message = str(exc)
+    except Exception as failure:  # noqa: BLE001 - the user's __str__ may raise anything
+        message = _UNPRINTABLE.format(type(failure).__name__)
+    try:
+        text = "".join(_format(exc))
+    except Exception as failure:  # noqa: BLE001
+        text = f"{type(exc).__name__}: {message}\n({_UNPRINTABLE.format(type(failure).__name__)})\n"
+    return ExecutionError(
+        type=type(exc).__name__, message=message, traceback=text, line=_line_of(exc, filename)
+    )
+
+
+def is_interrupt(exc: BaseException) -> bool:
+    """Whether somebody interrupted the code; false for a KeyboardInterrupt that the code raised by itself."""
+    if type(exc) is not KeyboardInterrupt or exc.__traceback__ is None:
+        return False
+    entry = exc.__traceback__
+    while entry.tb_next is not None:
+        entry = entry.tb_next
+    return entry.tb_frame.f_code.co_code[entry.tb_lasti] != opmap["RAISE_VARARGS"] or _is_ours(entry)
+
+
+def _is_ours(entry: TracebackType) -> bool:
+    return entry.tb_frame.f_code.co_filename.startswith(_OUR_FOLDERS)
+
+
+def _format(exc: BaseException) -> list[str]:
+    described = traceback.TracebackException(type(exc), exc, exc.__traceback__)
+    pending: list[traceback.TracebackException | None] = [described]
+    seen: set[int] = set()
+    while pending:
+        part = pending.pop()
+        if part is None or id(part) in seen:
+            continue
+        seen.add(id(part))
+        part.stack = traceback.StackSummary.from_list(
+            [frame for frame in part.stack if not frame.filename.startswith(_OUR_FOLDERS)]
+        )
+        pending += [part.__cause__, part.__context__, *(getattr(part, "exceptions", None) or ())]
+    lines = list(described.format())
+    # Python prints the header even when every frame below it was ours.
+    if lines[:1] == ["Traceback (most recent call last):\n"] and not described.stack:
+        del lines[0]
+    return lines
+
+
+def _line_of(exc: BaseException, filename: str) -> int | None:
+    if isinstance(exc, SyntaxError) and exc.filename == filename:
+        return exc.lineno if isinstance(exc.lineno, int) else None
+    line = None
+    entry: TracebackType | None = exc.__traceback__
+    while entry is not None:
+        if entry.tb_frame.f_code.co_filename == filename:
+            line = entry.tb_lineno
+        entry = entry.tb_next
+    return line

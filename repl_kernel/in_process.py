@@ -1,0 +1,111 @@
+"""The local route: runs code in this process.
+
+    request --> surroundings (streams) --> CodeRunner.run --> result
+                     +--> collectors --> stdout, stderr --------+--> outcome
+"""
+
+from __future__ import annotations
+
+import _thread
+import sys
+from collections.abc import Mapping
+from types import ModuleType
+
+from repl_kernel.capture import OpenSpool, OutputCollector, open_temporary_spool
+from repl_kernel.errors import ExecutorClosed, InterruptedByCaller
+from repl_kernel.executor import OnInput, OnOutput
+from repl_kernel.late import LateCollector
+from repl_kernel.local_interruption import LocalInterruption, SignalGate, ThreadGate
+from repl_kernel.outcome import Gathered, assemble, past_time_limit
+from repl_kernel.run_code import CodeRunner
+from repl_kernel.surroundings import HostSurroundings, OwnSurroundings, Surroundings
+from task_logger.record import ExecutionOutcome, ExecutionRequest, Isolation, Route
+
+
+class LocalExecutor:
+    """Runs executions in the calling thread; the namespace is a module of its own."""
+
+    route: Route = "local"
+    isolation: Isolation = "none"
+
+    def __init__(self, *, owns_process: bool = False, open_spool: OpenSpool = open_temporary_spool) -> None:
+        """Make an empty namespace.
+
+        `owns_process` is for programs of ours, which execute on their main thread: descriptors 1 and 2 are
+        captured as well, `__main__` is the namespace, and interrupts end blocking calls.
+        """
+        self._owns_process = owns_process
+        self._turn = _thread.RLock()
+        self._is_closed = False
+        self._late = LateCollector(open_spool)
+        self._streams = (OutputCollector("stdout", open_spool), OutputCollector("stderr", open_spool))
+        self._gate: ThreadGate | SignalGate = SignalGate() if owns_process else ThreadGate()
+        self._interruption = LocalInterruption(self._gate)
+        self._runner = self._new_runner()
+        self._surroundings: Surroundings = (
+            OwnSurroundings(self._streams, self._late, open_spool) if owns_process else HostSurroundings(self._streams)
+        )
+
+    def execute(
+        self, request: ExecutionRequest, on_output: OnOutput | None = None, on_input: OnInput | None = None
+    ) -> ExecutionOutcome:
+        """Run the request's code in this thread; see `Executor`."""
+        with self._turn:
+            if self._is_closed:
+                raise ExecutorClosed("this executor is closed; make another one")
+            gathered = Gathered("local", "none", self._streams, [])
+            for stream in self._streams:
+                stream.begin()
+            self._surroundings.begin(on_output, on_input if request.allow_input else None)
+            self._interruption.arm(request.time_limit_s)
+            try:
+                result = self._runner.run(request.code, request.seq)
+            finally:
+                self._interruption.disarm()
+                self._surroundings.end(gathered.notices)
+            gathered.late, gathered.late_artifacts = self._late.take()
+            outcome = assemble(
+                result.status, result.elapsed_ns, result.error, result.result, result.changes, gathered, [], []
+            )
+            return self._judge(outcome, request)
+
+    def _judge(self, outcome: ExecutionOutcome, request: ExecutionRequest) -> ExecutionOutcome:
+        """Tell a time limit, an interrupt that was asked for, and a KeyboardInterrupt of the host's apart."""
+        reason, limit_s = self._interruption.reason, request.time_limit_s
+        if reason == "timeout" and limit_s is not None:
+            if outcome.status == "interrupted" or outcome.elapsed_ms > limit_s * 1000:
+                return past_time_limit(outcome, limit_s)
+        elif reason is None and outcome.status == "interrupted":
+            raise InterruptedByCaller(outcome)
+        return outcome
+
+    def interrupt(self) -> bool:
+        """Interrupt the running execution; see `Executor`."""
+        return self._interruption.begin("interrupted")
+
+    def restart(self) -> None:
+        """Empty the namespace; threads and programs that executions started go on."""
+        with self._turn:
+            self._runner.close()
+            self._runner = self._new_runner()
+
+    def variables(self) -> list[Mapping[str, object]]:
+        """Describe the variables; see `Executor`."""
+        with self._turn:
+            return list(self._runner.variables())
+
+    def close(self) -> None:
+        """Let go of the namespace and give back the streams."""
+        self._interruption.begin("interrupted")
+        with self._turn:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self._runner.close()
+            self._surroundings.close()
+
+    def _new_runner(self) -> CodeRunner:
+        module = ModuleType("__main__")
+        if self._owns_process:
+            sys.modules["__main__"] = module
+        return CodeRunner(module, self._gate)

@@ -1,0 +1,28 @@
+"""What a worker is kept from: tier `process`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+_ALWAYS_WITHHELD = frozenset({"TASK_LOG_KEY"})
+
+_SECRET_PARTS = ("SECRET", "TOKEN", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL", "APIKEY", "PRIVATE_KEY")
+_SECRET_ENDS = ("_KEY", "_PWD", "_PASS", "_AUTH")
+
+
+def looks_secret(name: str) -> bool:
+    """Whether a variable's name says that its value is a secret."""
+    upper = name.upper()
+    return upper.endswith(_SECRET_ENDS) or any(part in upper for part in _SECRET_PARTS)
+
+
+def worker_environment(environment: Mapping[str, str], pass_env: Collection[str]) -> dict[str, str]:
+    """The environment a worker gets: all but secret-looking names; `pass_env` names exceptions from that.
+
+    The log's own key is withheld even then.
+    """
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in _ALWAYS_WITHHELD and (name in pass_env or not looks_secret(name))
+    }

@@ -1,0 +1,168 @@
+"""The session's side of its keeper: ask for workers, learn how they ended, end everything."""
+
+from __future__ import annotations
+
+import _socket
+import os
+import select
+import signal
+import struct
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from repl_kernel.errors import CannotFork, WorkerStartFailed
+from repl_kernel.spawn import Ends, SpawnedKeeper, make_ends, spawn_keeper
+
+_START_LIMIT_S = 20.0
+"""How long a keeper may take to start and fork: a loaded machine is slow, a broken interpreter is not."""
+
+_ANSWER_LIMIT_S = 5.0
+_MSG_CMSG_CLOEXEC = 0x40000000
+_PACKET_BYTES = 4096
+_STDERR_TAIL_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class ForkedWorker:
+    """A worker that was forked: whoever holds this closes `ends` and `pidfd`."""
+
+    pid: int
+    pidfd: int
+    ends: Ends
+
+
+class KeeperLink:
+    """One keeper process and the control socket to it."""
+
+    def __init__(self, spawned: SpawnedKeeper) -> None:
+        self.pid = spawned.pid
+        self._control = spawned.control
+        self._statuses: dict[int, int] = {}
+        self._first_ends: Ends | None = spawned.ends
+        self._is_reaped = False
+
+    @classmethod
+    def start(cls, environment: Mapping[str, str]) -> KeeperLink:
+        """Spawn a keeper; raises `WorkerStartFailed`."""
+        return cls(spawn_keeper(environment))
+
+    def fork_worker(self) -> ForkedWorker:
+        """Have a worker forked; raises `CannotFork` (the keeper goes on) or `WorkerStartFailed` (it is gone)."""
+        ends, limit_s = self._first_ends, _START_LIMIT_S
+        if ends is None:
+            ends, limit_s = self._request_fork(), _ANSWER_LIMIT_S
+        self._first_ends = None
+        try:
+            message, pidfd = self._wait_for("forked", "failed", limit_s=limit_s)
+            if "failed" in message:
+                raise CannotFork(f"the system refuses a new worker process: {os.strerror(message['failed'])}")
+        except WorkerStartFailed as exc:
+            tail = _read_tail(ends.stderr_fd)
+            _close(ends)
+            raise type(exc)(str(exc), tail) from exc
+        return ForkedWorker(message["forked"], pidfd, ends)
+
+    def _request_fork(self) -> Ends:
+        try:
+            ends, theirs = make_ends()
+        except OSError as exc:
+            raise CannotFork(f"no descriptors are left for a new worker: {exc.strerror}") from exc
+        fds = struct.pack("3i", theirs.data_fd, theirs.stdout_fd, theirs.stderr_fd)
+        try:
+            self._control.sendmsg([b'{"op":"fork"}'], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fds)])
+        except OSError as exc:
+            _close(ends)
+            raise WorkerStartFailed(f"the keeper process {self.pid} is gone") from exc
+        finally:
+            theirs.close()
+        return ends
+
+    def exit_status(self, pid: int, limit_s: float = 1.0) -> int | None:
+        """The wait status of a worker that has ended, `None` where the keeper doesn't tell in time."""
+        deadline = time.monotonic() + limit_s
+        while pid not in self._statuses and (remaining := deadline - time.monotonic()) > 0:
+            try:
+                self._wait_for("exited", limit_s=remaining)
+            except WorkerStartFailed:
+                return None
+        return self._statuses.pop(pid, None)
+
+    def sweep(self) -> None:
+        """Kill every descendant of the keeper, workers included; raises `WorkerStartFailed` where it is gone."""
+        try:
+            self._control.send(b'{"op":"sweep"}')
+        except OSError as exc:
+            raise WorkerStartFailed(f"the keeper process {self.pid} is gone") from exc
+        self._wait_for("swept", limit_s=_ANSWER_LIMIT_S)
+
+    def end(self) -> None:
+        """Have the keeper kill all that is left and end; returns once it has."""
+        if self._first_ends is not None:
+            _close(self._first_ends)
+            self._first_ends = None
+        try:
+            self._control.send(b'{"op":"end"}')
+        except OSError:
+            pass  # it is gone already
+        self._control.close()
+        self._reap()
+
+    def abandon(self) -> None:
+        """Close our descriptors only: in a forked child, whose parent the session is."""
+        self._control.close()
+
+    def _reap(self) -> None:
+        if self._is_reaped:
+            return
+        self._is_reaped = True
+        try:
+            pidfd = os.pidfd_open(self.pid)
+        except OSError:
+            return  # a host that reaps every child has done so
+        try:
+            if not select.select([pidfd], [], [], _ANSWER_LIMIT_S)[0]:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        except ChildProcessError:
+            pass  # as above
+        finally:
+            os.close(pidfd)
+
+    def _wait_for(self, *kinds: str, limit_s: float) -> tuple[dict[str, Any], int]:
+        """The next packet of one of these kinds, and the descriptor it came with (or −1); notes exits on the way."""
+        deadline = time.monotonic() + limit_s
+        while True:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0 or not select.select([self._control.fileno()], [], [], remaining)[0]:
+                raise WorkerStartFailed(f"the keeper process {self.pid} did not answer within {limit_s:.0f} s")
+            try:
+                data, rights, _, _ = self._control.recvmsg(_PACKET_BYTES, _socket.CMSG_SPACE(4), _MSG_CMSG_CLOEXEC)
+            except ConnectionError:
+                data = b""
+            if not data:
+                raise WorkerStartFailed(f"the keeper process {self.pid} ended without a word")
+            message: dict[str, Any] = orjson.loads(data)
+            if "exited" in message:
+                self._statuses[message["exited"]] = message["status"]
+            if any(kind in message for kind in kinds):
+                return message, struct.unpack("i", rights[0][2])[0] if rights else -1
+
+
+def _close(ends: Ends) -> None:
+    ends.data.close()
+    os.close(ends.stdout_fd)
+    os.close(ends.stderr_fd)
+
+
+def _read_tail(fd: int) -> str:
+    data = b""
+    try:
+        while chunk := os.read(fd, 65536):
+            data = (data + chunk)[-_STDERR_TAIL_BYTES:]
+    except BlockingIOError:
+        pass  # somebody still holds the other end; what is there is what we show
+    return data.decode("utf-8", "replace").strip()

@@ -1,0 +1,36 @@
+"""Gathers late output: what threads, tasks and programs of earlier executions write."""
+
+from __future__ import annotations
+
+from repl_kernel.capture import OpenSpool, OutputCollector
+from task_logger.record import Artifact, LateOutput, OutputName
+
+
+class LateCollector:
+    """Late output by stream and execution, until the next record takes it."""
+
+    def __init__(self, open_spool: OpenSpool) -> None:
+        self._open_spool = open_spool
+        self._collectors: dict[tuple[OutputName, int | None], OutputCollector] = {}
+
+    def of(self, name: OutputName, seq: int | None) -> OutputCollector:
+        """The collector for what an execution wrote to a stream; `seq` is `None` where nobody knows which."""
+        key = (name, seq)
+        if key not in self._collectors:
+            self._collectors[key] = OutputCollector("late_output", self._open_spool)
+        return self._collectors[key]
+
+    def take(self) -> tuple[tuple[LateOutput, ...], tuple[Artifact, ...]]:
+        """Hand over what there is, in the order of first appearance, and the artifacts of what is too long."""
+        if not self._collectors:
+            return (), ()
+        late: list[LateOutput] = []
+        artifacts: list[Artifact] = []
+        for (name, seq), collector in self._collectors.items():
+            if collector.size:
+                text, artifact, _ = collector.finish()
+                late.append(LateOutput(name=name, text=text, seq=seq))
+                if artifact is not None:
+                    artifacts.append(artifact)
+        self._collectors = {}
+        return tuple(late), tuple(artifacts)

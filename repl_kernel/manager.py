@@ -1,0 +1,251 @@
+"""The session's side of the worker route: send, wait for a reply or the worker's death, start another.
+
+    execute --request--> worker link --> worker
+       |    <--reply--------+
+       |    <--output-------+--> OutputCollector (stdout, stderr) --> text, artifact
+       |    <--death--------+--> crashed; the keeper forks a new worker for the next execution
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import signal
+import time
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from repl_kernel.capture import OpenSpool, OutputCollector, open_temporary_spool
+from repl_kernel.errors import CannotFork, ExecutorClosed, InterruptedByCaller, RequestRefused, WorkerStartFailed
+from repl_kernel.exchange import Exchange, WorkerDied
+from repl_kernel.executor import OnInput, OnOutput
+from repl_kernel.interruption import Interruption
+from repl_kernel.isolation import worker_environment
+from repl_kernel.keeper_link import KeeperLink
+from repl_kernel.late import LateCollector
+from repl_kernel.outcome import Death, Gathered, death_outcome, outcome_from_reply, past_time_limit
+from repl_kernel.spawn import SpawnedKeeper
+from repl_kernel.worker_link import WorkerLink, death_of
+from task_logger.record import ExecutionOutcome, ExecutionRequest, Isolation, Route
+
+MAX_CODE_CHARACTERS = 8 << 20
+"""So that any code, escaped as JSON, fits one frame."""
+
+_CLOSE_LIMIT_S = 2.0
+"""How long a worker may take for its own atexit handlers when the session closes."""
+
+
+class WorkerExecutor:
+    """Runs executions in a keep-alive worker process, and replaces it where it dies."""
+
+    route: Route = "worker"
+    isolation: Isolation = "process"
+
+    def __init__(
+        self,
+        *,
+        pass_env: Collection[str] = (),
+        open_spool: OpenSpool = open_temporary_spool,
+        spawned: SpawnedKeeper | None = None,
+    ) -> None:
+        """Start the worker, or take over one that is starting; raises `WorkerStartFailed`."""
+        self._pass_env = frozenset(pass_env)
+        self._streams = (OutputCollector("stdout", open_spool), OutputCollector("stderr", open_spool))
+        self._late = LateCollector(open_spool)
+        self._interruption = Interruption()
+        self._exchange = Exchange(self._interruption, self._streams, self._late, open_spool)
+        self._turn = _thread.RLock()
+        self._owner_pid = os.getpid()
+        self._is_closed = False
+        self._message_id = int.from_bytes(os.urandom(6), "big")  # so that executed code can't guess a reply's
+        self._link: WorkerLink | None = None
+        self._keeper = KeeperLink(spawned) if spawned is not None else self._start_keeper()
+        try:
+            self._link = WorkerLink(self._keeper.fork_worker())
+        except WorkerStartFailed:
+            self._keeper.end()
+            raise
+
+    def execute(
+        self, request: ExecutionRequest, on_output: OnOutput | None = None, on_input: OnInput | None = None
+    ) -> ExecutionOutcome:
+        """Run the request's code in the worker; see `Executor`.
+
+        Where the worker died since the last execution, this one runs in a new worker with an empty namespace,
+        and a notice says so.
+        """
+        with self._turn:
+            gathered = Gathered("worker", "process", self._streams, [])
+            link = self._live_link(gathered.notices)
+            message = self._message(request, link, on_input is not None)
+            for stream in self._streams:
+                stream.begin()
+            outcome = self._run(link, message, request, gathered, on_output, on_input)
+            interrupt = self._exchange.keyboard_interrupt
+        if interrupt is not None:
+            raise InterruptedByCaller(outcome) from interrupt
+        return outcome
+
+    def _run(
+        self,
+        link: WorkerLink,
+        message: dict[str, Any],
+        request: ExecutionRequest,
+        gathered: Gathered,
+        on_output: OnOutput | None,
+        on_input: OnInput | None,
+    ) -> ExecutionOutcome:
+        interruption, exchange = self._interruption, self._exchange
+        started_ns = time.perf_counter_ns()
+        interruption.arm(link)
+        try:
+            reply = exchange.run(link, message, request.time_limit_s, on_output, on_input)
+        except WorkerDied:
+            elapsed_ns = time.perf_counter_ns() - started_ns
+            interruption.disarm()
+            death = Death(*self._bury(link), elapsed_ns)
+            gathered.late, gathered.late_artifacts = self._late.take()
+            return death_outcome(death, interruption.reason or "crashed", interruption.taken, gathered)
+        except BaseException:
+            self._bury(link)  # a callback of the caller's raised: nobody knows where the worker is
+            raise
+        finally:
+            interruption.disarm()
+        link.children_mark = reply["mark"]
+        gathered.parts = exchange.parts
+        gathered.late, gathered.late_artifacts = self._late.take()
+        outcome = outcome_from_reply(reply, gathered)
+        if interruption.reason == "timeout" and request.time_limit_s is not None:
+            if outcome.status == "interrupted" or outcome.elapsed_ms > request.time_limit_s * 1000:
+                return past_time_limit(outcome, request.time_limit_s)
+        return outcome
+
+    def _message(self, request: ExecutionRequest, link: WorkerLink, may_ask: bool) -> dict[str, Any]:
+        code = request.code
+        if len(code) > MAX_CODE_CHARACTERS:
+            raise RequestRefused(
+                f"the code has {len(code)} characters, a worker takes {MAX_CODE_CHARACTERS}; pass data in a file"
+            )
+        self._message_id += 1
+        message: dict[str, Any] = {"id": self._message_id, "op": "execute", "code": code, "seq": request.seq, "input": may_ask}
+        if link.task is not request.task:
+            link.task = request.task
+            message["env"] = {
+                "FLOW_PLAN_ID": request.task.plan_id,
+                "FLOW_TASK_ID": request.task.task_id,
+                "FLOW_TASK_NAME": request.task.task_name,
+            }
+        return message
+
+    def interrupt(self) -> bool:
+        """Interrupt the running execution; asked again, it takes the next harder step at once."""
+        return self._interruption.begin("interrupted")
+
+    def restart(self) -> None:
+        """Empty the namespace: the worker and every program it started are killed, another one is forked."""
+        with self._turn:
+            self._require_open()
+            if self._link is not None:
+                self._link.close()
+                self._link = None
+            self._late.take()
+            try:
+                self._keeper.sweep()
+            except WorkerStartFailed:
+                self._replace_keeper()
+            self._link = self._fork()
+
+    def variables(self) -> list[Mapping[str, object]]:
+        """Describe the variables; see `Executor`."""
+        with self._turn:
+            link = self._live_link([])
+            self._message_id += 1
+            try:
+                reply = self._exchange.run(link, {"id": self._message_id, "op": "variables"})
+            except WorkerDied:
+                self._bury(link)
+                return []
+            found: list[Mapping[str, object]] = reply["variables"]
+            return found
+
+    def close(self) -> None:
+        """End the worker (its `atexit` handlers run, for 2 s at most), the keeper and all they started."""
+        self._interruption.begin("interrupted")
+        with self._turn:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            link, self._link = self._link, None
+            if os.getpid() != self._owner_pid:  # a fork of the host: the worker isn't this process's to end
+                self._keeper.abandon()
+                if link is not None:
+                    link.close()
+                return
+            if link is not None:
+                self._let_end(link)
+            self._keeper.end()
+
+    def _let_end(self, link: WorkerLink) -> None:
+        """Have the worker end as Python does, draining what it writes: nobody else will."""
+        try:
+            link.send({"op": "close"})
+            deadline = time.monotonic() + _CLOSE_LIMIT_S
+            while (remaining := deadline - time.monotonic()) > 0:
+                ready = link.wait(remaining * 1000)
+                if link.is_dead(ready):
+                    break
+                for stream in self._streams:
+                    stream.begin()
+                if not link.drain(ready, self._streams, None):
+                    if link.wait_for_death(min(remaining, 0.01)):
+                        break
+        except OSError:
+            pass  # it is gone already
+        link.close()
+
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise ExecutorClosed("this executor is closed; make another one")
+        if os.getpid() != self._owner_pid:
+            raise ExecutorClosed(f"this executor belongs to process {self._owner_pid}; make one in this process")
+
+    def _live_link(self, notices: list[str]) -> WorkerLink:
+        """The worker's link, after taking late output; a dead worker is replaced, with a notice."""
+        if self._is_closed or os.getpid() != self._owner_pid:
+            self._require_open()
+        link = self._link
+        if link is None:
+            self._link = link = self._fork()
+        ready = link.wait(0)
+        if ready:
+            link.drain(ready, (self._late.of("stdout", None), self._late.of("stderr", None)), None)
+            if link.is_dead(ready):
+                words = self._bury(link)[2]
+                notices.append(f"the worker {words} between two executions; its variables are lost, this is a new one")
+                self._link = link = self._fork()
+        return link
+
+    def _fork(self) -> WorkerLink:
+        try:
+            return WorkerLink(self._keeper.fork_worker())
+        except CannotFork:
+            raise
+        except WorkerStartFailed:
+            self._replace_keeper()
+            return WorkerLink(self._keeper.fork_worker())
+
+    def _replace_keeper(self) -> None:
+        self._keeper.end()
+        self._keeper = self._start_keeper()
+
+    def _start_keeper(self) -> KeeperLink:
+        return KeeperLink.start(worker_environment(os.environ, self._pass_env))
+
+    def _bury(self, link: WorkerLink) -> tuple[str | None, int | None, str]:
+        """Make sure that a worker is dead, let go of it, and return how it died."""
+        if not link.wait_for_death(0.2):
+            link.signal(signal.SIGKILL)
+        death = death_of(self._keeper.exit_status(link.pid))
+        link.close()
+        self._link = None
+        return death

@@ -1,0 +1,67 @@
+"""Who descends from a process, read from /proc."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStat:
+    """One line of /proc/PID/stat; `start_ticks` is the start in clock ticks since boot."""
+
+    pid: int
+    parent_pid: int
+    state: str
+    start_ticks: int
+    name: str
+
+
+def read_stat(pid: int) -> ProcessStat | None:
+    """The process's line, or `None` where there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - pathlib is not on the start path
+            data = file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    name, _, rest = data.partition(b"(")[2].rpartition(b")")
+    fields = rest.split()
+    return ProcessStat(pid, int(fields[1]), fields[0].decode(), int(fields[19]), name.decode("utf-8", "replace"))
+
+
+def descendants(ancestor_pid: int) -> list[ProcessStat]:
+    """Every living descendant, parents before their children; zombies are not among them."""
+    children: dict[int, list[ProcessStat]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and (stat := read_stat(int(entry))) is not None:
+            children.setdefault(stat.parent_pid, []).append(stat)
+    found: list[ProcessStat] = []
+    generation = children.get(ancestor_pid, [])
+    while generation:
+        found += (stat for stat in generation if stat.state not in "ZX")
+        generation = [child for stat in generation for child in children.get(stat.pid, [])]
+    return found
+
+
+def send_signal(pid: int, signal_number: int) -> bool:
+    """Send a signal; false where the process is gone or isn't ours to signal."""
+    try:
+        os.kill(pid, signal_number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def kill_descendants(ancestor_pid: int) -> int:
+    """Kill every descendant once, and return how many there were; those forked meanwhile need another call."""
+    found = descendants(ancestor_pid)
+    for stat in found:
+        send_signal(stat.pid, signal.SIGKILL)
+    return len(found)
+
+
+def last_pid() -> int:
+    """The id given to the newest process of this pid namespace (last field of /proc/loadavg)."""
+    with open("/proc/loadavg", "rb") as file:  # noqa: PTH123
+        return int(file.read().split()[-1])

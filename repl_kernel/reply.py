@@ -1,0 +1,77 @@
+"""The result of an execution -> the frames of its reply.
+
+A short reply is one frame. Texts that are long, or that JSON can't hold, go ahead of it as parts:
+
+    {"id", "part": "result", "base64": …} …   then   {"id", "status", …, "parts": ["result"]}
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from repl_kernel.framing import pack
+from repl_kernel.run_code import CodeResult
+from task_logger.record import MAX_TEXT_BYTES, NO_CHANGES
+
+_PART_BYTES = 768 << 10
+"""One MiB in base64."""
+
+
+def send_reply(message_id: int, result: CodeResult, late: list[Any], mark: int | None, send: Callable[[bytes], None]) -> None:
+    """Send what came of an execution; `mark` is the newest process when it ended, if it left children."""
+    message = {
+        "id": message_id,
+        "status": result.status,
+        "elapsed_ns": result.elapsed_ns,
+        "result": result.result,
+        "error": result.error,
+        "changes": None if result.changes is NO_CHANGES else result.changes,
+        "late": late,
+        "mark": mark,
+    }
+    if not _is_long(result):
+        try:
+            return send(pack(message))
+        except TypeError:  # orjson's: a text with lone surrogates
+            pass
+    message["parts"] = _send_parts(message_id, message, result, send)
+    return send(pack(_encodable(message)))
+
+
+def _is_long(result: CodeResult) -> bool:
+    if result.result is not None and len(str(result.result["text/plain"])) > MAX_TEXT_BYTES // 4:
+        return True
+    error = result.error
+    return error is not None and len(error.message) + len(error.traceback) > MAX_TEXT_BYTES // 4
+
+
+def _send_parts(message_id: int, message: dict[str, Any], result: CodeResult, send: Callable[[bytes], None]) -> list[str]:
+    """Send the texts of the result and the error as parts, take them out of the message, and return their names."""
+    texts: dict[str, str] = {}
+    if result.result is not None:
+        texts["result"] = str(result.result["text/plain"])
+        message["result"] = {}
+    if result.error is not None:
+        texts["error.message"], texts["error.traceback"] = result.error.message, result.error.traceback
+        message["error"] = asdict(result.error) | {"message": "", "traceback": ""}
+    for name, text in texts.items():
+        for start in range(0, len(text), _PART_BYTES // 4):
+            data = text[start : start + _PART_BYTES // 4].encode("utf-8", "surrogatepass")
+            send(pack({"id": message_id, "part": name, "base64": base64.b64encode(data).decode()}))
+    return list(texts)
+
+
+def _encodable(value: Any) -> Any:
+    """The same with lone surrogates escaped: names may hold them too."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_encodable(item) for item in value]
+    if hasattr(value, "__dataclass_fields__"):
+        return _encodable(asdict(value))
+    return value

@@ -1,0 +1,135 @@
+"""Compiles and runs one request in a namespace: the only exec of the product.
+
+    code text --compile--> Program --exec, eval--> value --repr--> result
+                                        +-- raises --> ExecutionError
+    namespace --watch--> NamespaceChanges
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from types import CodeType, ModuleType
+from typing import TYPE_CHECKING
+
+from repl_kernel.failure import describe_failure, is_interrupt
+from repl_kernel.namespace import NamespaceWatcher
+from repl_kernel.source import Compiler, Program, SourceKeeper
+from task_logger.record import ExecutionError, NamespaceChanges, Status
+
+if TYPE_CHECKING:
+    from repl_kernel.event_loop import PersistentLoop
+
+_CO_COROUTINE = 0x80
+
+
+@dataclass(frozen=True, slots=True)
+class CodeResult:
+    """What came of running code: everything of an outcome but its output."""
+
+    status: Status
+    elapsed_ns: int
+    result: dict[str, object] | None
+    error: ExecutionError | None
+    changes: NamespaceChanges
+
+
+class InterruptGate:
+    """Whether an interrupt may raise in the executing thread now: only while the user's code runs."""
+
+    __slots__ = ("is_open",)
+
+    def __init__(self) -> None:
+        self.is_open = False
+
+    def close(self) -> None:
+        """From now on an interrupt has nothing to interrupt."""
+        self.is_open = False
+
+
+class CodeRunner:
+    """Runs executions in one module's namespace, one at a time; the module is the user's `__main__`."""
+
+    def __init__(self, module: ModuleType, gate: InterruptGate) -> None:
+        self.namespace: dict[str, object] = module.__dict__
+        self.namespace["__builtins__"] = sys.modules["builtins"]
+        self.gate = gate
+        self.sources = SourceKeeper()
+        self._compiler = Compiler()
+        self._watcher = NamespaceWatcher(self.namespace, frozenset())
+        self._loop: PersistentLoop | None = None
+
+    def run(self, text: str, seq: int) -> CodeResult:
+        """Run one execution; whatever its code raises, `SystemExit` included, is in the result."""
+        filename = f"<execution {seq}>"
+        program: Program | None = None
+        value: object = None
+        bundle: dict[str, object] | None = None
+        error: ExecutionError | None = None
+        self.sources.register(filename, text)
+        gate = self.gate
+        status: Status = "ok"
+        started_ns = ended_ns = time.perf_counter_ns()
+        try:
+            try:
+                gate.is_open = True
+                program = self._compiler.compile(text, filename)
+                started_ns = time.perf_counter_ns()
+                if program.body is not None:
+                    self._evaluate(program.body)
+                if program.tail is not None and (value := self._evaluate(program.tail)) is not None:
+                    bundle = {"text/plain": safe_repr(value)}
+                ended_ns = time.perf_counter_ns()
+                gate.close()
+            except BaseException as exc:  # noqa: BLE001 - all of it is the user's
+                ended_ns = time.perf_counter_ns()
+                status = "interrupted" if is_interrupt(exc) else "error"
+                error = describe_failure(exc, filename)
+            finally:
+                gate.close()
+        except KeyboardInterrupt as exc:  # it came while the first exception was being described
+            gate.close()
+            status = "interrupted"
+            error = ExecutionError(type="KeyboardInterrupt", message=str(exc), traceback="KeyboardInterrupt\n")
+        value = None  # the baseline must not outlive the user's objects
+        self.sources.settle(filename, program)
+        code = (program.body or program.tail) if program else None
+        changes = self._watcher.changes(code, ended_ns - started_ns)
+        return CodeResult(status, ended_ns - started_ns, bundle, error, changes)
+
+    def _evaluate(self, code: CodeType) -> object:
+        value = eval(code, self.namespace)  # noqa: S307, PGH001
+        if code.co_flags & _CO_COROUTINE:
+            return self._persistent_loop().run(value)
+        return value
+
+    def _persistent_loop(self) -> PersistentLoop:
+        if self._loop is None:
+            from repl_kernel.event_loop import PersistentLoop
+
+            self._loop = PersistentLoop()
+        return self._loop
+
+    def has_tasks(self) -> bool:
+        """Whether asyncio tasks of ended executions wait for the next one that awaits."""
+        return self._loop is not None and self._loop.has_tasks()
+
+    def variables(self) -> list[dict[str, object]]:
+        """Describe the variables, sorted by name."""
+        from repl_kernel.description import describe_all
+
+        return describe_all(self.namespace, frozenset())
+
+    def close(self) -> None:
+        """Close the event loop, where executions had one."""
+        if self._loop is not None:
+            self._loop.close()
+
+
+def safe_repr(value: object) -> str:
+    """`repr(value)`; where that fails, a text that says so: the execution itself did not fail."""
+    try:
+        return repr(value)
+    except Exception as exc:  # noqa: BLE001 - the user's __repr__ may raise anything
+        return f"<{type(value).__name__} object; its __repr__ raised {type(exc).__name__}>"
