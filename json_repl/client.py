@@ -1,0 +1,251 @@
+"""A session in a process of its own, for programs that spawn `python -m json_repl`.
+
+execute_code() -> Connection -> the process's stdin ... its stdout -> Connection -> outcome, in wire form
+                                                                      \\-> on_output, on_input
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from json_repl.connection import Connection
+from json_repl.errors import RequestFailed, SessionClosed, SessionProcessDied, SessionStartFailed
+
+if TYPE_CHECKING:
+    from subprocess import Popen
+
+    from json_repl.connection import Call
+    from json_repl.session import SessionRoute
+    from repl_kernel.executor import OnInput, OnOutput
+
+FOREVER = float("inf")
+
+CONTROL_BOUND_S = 30.0
+"""How long `ping`, `interrupt` and the end of an interrupted execution are waited for."""
+
+TERM_BOUND_S = 6.0
+"""A process told to end by SIGTERM takes up to 5 s to write its last line."""
+
+
+class SessionProcess:
+    """A recorded session in a process of its own; a context manager, usable from several threads.
+
+    `route` of `None` means from the environment, `env` of `None` this process's own; `python` is the
+    interpreter to start. Raises `SessionStartFailed` where it isn't ready within `start_bound_s`.
+    The process gets a process group of its own, so that Ctrl-C in a terminal only reaches the caller.
+    """
+
+    def __init__(
+        self,
+        *,
+        route: SessionRoute | None = None,
+        env: Mapping[str, str] | None = None,
+        python: str = sys.executable,
+        cwd: str | os.PathLike[str] | None = None,
+        start_bound_s: float = 30.0,
+        close_bound_s: float = 10.0,
+    ) -> None:
+        self._close_bound_s = close_bound_s
+        self._is_closed = False
+        self._process = _spawn(route, env, python, cwd)
+        self._connection = Connection(self._process)
+        try:
+            self._await_ready(start_bound_s)
+        except BaseException:
+            self._kill()
+            raise
+
+    def __enter__(self) -> SessionProcess:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """The id of the process."""
+        return self._process.pid
+
+    @property
+    def ready(self) -> Mapping[str, Any]:
+        """What the process says of itself: `session_id`, `version`, `python`, `route`, `log` and its ids."""
+        return self._connection.ready or {}
+
+    @property
+    def stderr_tail(self) -> str:
+        """The last 4 kB that the process itself wrote to its stderr, as far as they were read."""
+        return self._connection.stderr_tail
+
+    def execute_code(
+        self,
+        code: str,
+        *,
+        time_limit_s: float | None = None,
+        tags: Mapping[str, object] | None = None,
+        on_output: OnOutput | None = None,
+        on_input: OnInput | None = None,
+        reply_bound_s: float = FOREVER,
+    ) -> dict[str, Any]:
+        """Run code in the session and return the wire form of its outcome.
+
+        `time_limit_s` is kept by the process. `on_output` takes output as it is written, `on_input` answers
+        `input()` or raises `EOFError`; both run in this thread. A KeyboardInterrupt, and what a callback
+        raises, interrupts the execution, waits until it is recorded, and is raised on.
+        Raises `SessionProcessDied`, `RequestFailed`, `SessionClosed`, and `ReplyTimeout` after
+        `reply_bound_s`: the code may run on then.
+        """
+        params: dict[str, object] = {"code": code}
+        if time_limit_s is not None:
+            params["time_limit_s"] = time_limit_s
+        if tags:
+            params["tags"] = tags
+        if on_output is not None:
+            params["stream"] = True
+        if on_input is not None:
+            params["allow_input"] = True
+        outcome: dict[str, Any] = self._request("execute", params, reply_bound_s, on_output, on_input)
+        return outcome
+
+    def interrupt(self) -> bool:
+        """Interrupt the running execution, from any thread; returns false where none runs."""
+        return bool(self._request("interrupt", {}, CONTROL_BOUND_S)["interrupted"])
+
+    def restart(self) -> None:
+        """Empty the namespace; raises `RequestFailed` while an execution runs."""
+        self._request("restart", {})
+
+    def variables(self) -> list[dict[str, Any]]:
+        """Describe the variables: name, type, shape or length, bytes and preview of each."""
+        described: list[dict[str, Any]] = self._request("variables", {})
+        return described
+
+    def history(self, last: int | None = None) -> list[dict[str, Any]]:
+        """Past records of the session, newest last; `None` means all."""
+        records: list[dict[str, Any]] = self._request("history", {"last": last})
+        return records
+
+    def ping(self, bound_s: float = CONTROL_BOUND_S) -> None:
+        """Return when the process answers, even while it executes; raises `ReplyTimeout` otherwise."""
+        self._request("ping", {}, bound_s)
+
+    def close(self) -> None:
+        """End the session; idempotent.
+
+        What runs may finish within `close_bound_s`; then it is interrupted and recorded, within 6 s; then
+        the process is killed.
+        """
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._connection.end_input()
+        if not self._connection.read_until_exit(time.monotonic() + self._close_bound_s):
+            self._process.terminate()
+            self._connection.read_until_exit(time.monotonic() + TERM_BOUND_S)
+        self._kill()
+
+    def _kill(self) -> None:
+        self._is_closed = True
+        self._process.kill()  # does nothing to a process that has ended
+        self._process.wait()
+        self._connection.close()
+
+    def _await_ready(self, bound_s: float) -> None:
+        connection, deadline = self._connection, time.monotonic() + bound_s
+        while connection.ready is None:
+            if connection.has_ended:
+                died = connection.death()
+                raise SessionStartFailed(f"no session: {died}")
+            if time.monotonic() >= deadline:
+                raise SessionStartFailed(
+                    f"no session: not ready within {bound_s:g} s", connection.stderr_tail
+                )
+            connection.read_for(None, deadline)
+
+    def _request(
+        self,
+        method: str,
+        params: Mapping[str, object],
+        bound_s: float = FOREVER,
+        on_output: OnOutput | None = None,
+        on_input: OnInput | None = None,
+    ) -> Any:
+        if self._is_closed:
+            raise SessionClosed
+        deadline = time.monotonic() + bound_s
+        with self._connection.call(method, params, deadline) as call:
+            try:
+                reply = self._wait(call, deadline, on_output, on_input)
+            except SessionProcessDied:
+                raise
+            except BaseException:
+                if method == "execute":
+                    self._interrupt_and_wait(call)
+                raise
+        if reply is None:
+            from json_repl.errors import ReplyTimeout
+
+            raise ReplyTimeout(method, bound_s)
+        if "error" in reply:
+            raise RequestFailed(reply["error"]["code"], reply["error"]["message"])
+        return reply["result"]
+
+    def _wait(
+        self, call: Call, deadline: float, on_output: OnOutput | None, on_input: OnInput | None
+    ) -> Mapping[str, Any] | None:
+        """Wait for the reply, serving callbacks; `None` after the deadline."""
+        while True:
+            while call.events:
+                event = call.events.popleft()
+                if event["method"] == "stream" and on_output is not None:
+                    on_output(event["params"]["name"], event["params"]["text"])
+                elif event["method"] == "input_request" and on_input is not None:
+                    self._answer(on_input, event["params"])
+            if call.reply is not None:
+                return call.reply
+            if self._connection.has_ended:
+                raise self._connection.death()
+            if time.monotonic() >= deadline:
+                return None
+            self._connection.read_for(call, deadline)
+
+    def _answer(self, on_input: OnInput, asked: Mapping[str, Any]) -> None:
+        try:
+            text: str | None = on_input(asked["prompt"], asked["password"])
+        except EOFError:
+            text = None
+        self._connection.notify("input_reply", {"text": text})
+
+    def _interrupt_and_wait(self, call: Call) -> None:
+        self._connection.notify("interrupt", {})
+        self._wait(call, time.monotonic() + CONTROL_BOUND_S, None, None)
+
+
+def _spawn(
+    route: SessionRoute | None, env: Mapping[str, str] | None, python: str, cwd: str | os.PathLike[str] | None
+) -> Popen[bytes]:
+    import subprocess
+
+    environment = dict(os.environ if env is None else env)
+    if route is not None:
+        environment["USE_SUBPROCESS_WORKER"] = {"local": "0", "worker": "1"}[route]
+    try:
+        return subprocess.Popen(
+            [python, "-m", "json_repl"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            cwd=cwd,
+            env=environment,
+            process_group=0,
+        )
+    except OSError as exc:
+        what = exc.filename if exc.filename is not None else python
+        raise SessionStartFailed(f"no session: {what}: {exc.strerror}; check python and cwd") from exc

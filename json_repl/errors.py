@@ -1,0 +1,87 @@
+"""What can go wrong around a session; what executed code does is never one of these.
+
+SessionError
+ +-- InvalidRequest             the caller's: an argument that makes no sense
+ +-- SessionClosed              the caller's: used after close()
+ +-- SessionProcessError        of a spawned `python -m json_repl`
+ |    +-- SessionStartFailed    the machine's: the process could not be started, or was never ready
+ |    +-- SessionProcessDied    the process's: it ended while it was needed
+ |    +-- ReplyTimeout          the process's: no reply within the caller's bound
+ |    +-- RequestFailed         the caller's, mostly: the process answered with an RPC error
+ +-- UnreadableCode             the caller's: a file to run that is not Python source text
+"""
+
+from __future__ import annotations
+
+
+class SessionError(Exception):
+    """Base of all errors of this package."""
+
+
+class InvalidRequest(SessionError, ValueError):
+    """An argument makes no sense; `argument` names it, and nothing has run."""
+
+    def __init__(self, argument: str, reason: str) -> None:
+        super().__init__(f"{argument} {reason}")
+        self.argument = argument
+
+
+class SessionClosed(SessionError):
+    """The session was used after `close()`; nothing has run."""
+
+    def __init__(self, message: str = "the session is closed; start a new one") -> None:
+        super().__init__(message)
+
+
+class SessionProcessError(SessionError):
+    """Base of the errors of a spawned session; `stderr_tail` is the last 4 kB it wrote there."""
+
+    def __init__(self, message: str, stderr_tail: str = "") -> None:
+        super().__init__(message + (f"; it wrote:\n{stderr_tail}" if stderr_tail else ""))
+        self.stderr_tail = stderr_tail
+
+
+class SessionStartFailed(SessionProcessError):
+    """The process could not be started, or was never ready; nothing of it is left."""
+
+
+class SessionProcessDied(SessionProcessError):
+    """The process ended while a reply was awaited; its log line, if any, says `unknown`.
+
+    `exit_code` is `None` where a signal ended it, `signal` (such as `SIGKILL`) is `None` where none did;
+    both are `None` where it only closed its output.
+    """
+
+    def __init__(
+        self, message: str, *, exit_code: int | None, signal: str | None, stderr_tail: str = ""
+    ) -> None:
+        super().__init__(message, stderr_tail)
+        self.exit_code = exit_code
+        self.signal = signal
+
+
+class ReplyTimeout(SessionProcessError):
+    """No reply came in time; the request may still be running, its late reply is dropped."""
+
+    def __init__(self, method: str, waited_s: float) -> None:
+        super().__init__(
+            f"no reply to {method!r} within {waited_s:g} s; interrupt() it or close() the session"
+        )
+        self.method = method
+        self.waited_s = waited_s
+
+
+class RequestFailed(SessionProcessError):
+    """The process answered with an RPC error; `code` is one of JSON-RPC's, nothing has run."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(f"{message} ({code})")
+        self.code = code
+
+
+class UnreadableCode(SessionError):
+    """A file to run that is not Python source text; `path` names it."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path} is not Python source text: {reason}")
+        self.path = path

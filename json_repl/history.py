@@ -1,0 +1,27 @@
+"""The lines of one session in a task log, as plain dicts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from task_logger.errors import LogNotFound
+from task_logger.reader import LogLine, read_lines
+
+
+def session_lines(log_path: str, session_id: str, last: int | None) -> list[dict[str, Any]]:
+    """The session's lines, oldest first; `last` bounds them to the newest ones, `None` means all."""
+    from collections import deque
+
+    mark = session_id.encode()
+    found: deque[dict[str, Any]] = deque(maxlen=last)
+    try:
+        for line in read_lines(log_path):
+            if isinstance(line, LogLine) and mark in line.data:
+                fields = orjson.loads(line.data)
+                if fields["session_id"] == session_id:
+                    found.append(fields)
+    except LogNotFound:
+        return []  # nothing could be written yet
+    return list(found)

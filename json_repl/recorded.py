@@ -1,0 +1,116 @@
+"""An executor around an executor: what runs is put down before, and its line written after.
+
+    request --> pending file --> inner executor --> outcome --> one line --> record
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+
+from repl_kernel.errors import ExecutorClosed, InterruptedByCaller, KernelError
+from repl_kernel.executor import Executor, OnInput, OnOutput
+from task_logger.record import (
+    ExecutionError,
+    ExecutionOutcome,
+    ExecutionRecord,
+    ExecutionRequest,
+    Isolation,
+    Route,
+    TaskIds,
+)
+from task_logger.session_log import SessionLog
+
+_MAX_OPEN_LOGS = 32
+"""A session whose `task_context` changes from call to call keeps this many logs open."""
+
+OpenLog = Callable[[TaskIds], SessionLog]
+
+
+class RecordedExecutor:
+    """Records every execution of another executor, each in the log of its task; one at a time."""
+
+    def __init__(self, inner: Executor, open_log: OpenLog, first_log: SessionLog, task: TaskIds) -> None:
+        self._inner = inner
+        self._open_log = open_log
+        self._logs: OrderedDict[TaskIds, SessionLog] = OrderedDict({task: first_log})
+        self._task, self._log = task, first_log
+
+    @property
+    def route(self) -> Route:
+        """That of the executor inside."""
+        return self._inner.route
+
+    @property
+    def isolation(self) -> Isolation:
+        """That of the executor inside."""
+        return self._inner.isolation
+
+    def record(
+        self, request: ExecutionRequest, on_output: OnOutput | None = None, on_input: OnInput | None = None
+    ) -> ExecutionRecord:
+        """Run a request and return its record, which is in the log then, or kept until it can be.
+
+        A route that cannot run the request (no process to be had, say) makes that the outcome. Raises
+        `InterruptedByCaller` once the line is written, and with `TASK_LOG_STRICT=1` the log's own errors.
+        """
+        log = self._log if request.task is self._task else self._switch_log(request.task)
+        log.begin(request)
+        try:
+            outcome = self._inner.execute(request, on_output, on_input)
+        except InterruptedByCaller as exc:
+            log.finish(request, exc.outcome)
+            raise
+        except ExecutorClosed:
+            log.finish(request, self._failed("interrupted", "the session was closed before the code ran"))
+            raise
+        except KernelError as exc:
+            outcome = self._failed(type(exc).__name__, str(exc))
+        except BaseException as exc:  # a callback of the caller's: the code may have run to any point
+            log.finish(request, self._failed(type(exc).__name__, f"the caller's callback raised {type(exc).__name__}"))
+            raise
+        return log.finish(request, outcome)
+
+    def _failed(self, error_type: str, message: str) -> ExecutionOutcome:
+        text = f"{error_type}: {message}\n"
+        error = ExecutionError(type=error_type, message=message, traceback=text)
+        return ExecutionOutcome(
+            status="error", route=self.route, isolation=self.isolation, elapsed_ms=0.0, stderr=text, error=error
+        )
+
+    def execute(
+        self, request: ExecutionRequest, on_output: OnOutput | None = None, on_input: OnInput | None = None
+    ) -> ExecutionOutcome:
+        """See `Executor`; `record` returns the log's head as well."""
+        return self.record(request, on_output, on_input).outcome
+
+    def interrupt(self) -> bool:
+        """See `Executor`."""
+        return self._inner.interrupt()
+
+    def restart(self) -> None:
+        """See `Executor`."""
+        self._inner.restart()
+
+    def variables(self) -> list[Mapping[str, object]]:
+        """See `Executor`."""
+        return self._inner.variables()
+
+    def close(self) -> None:
+        """Close the executor inside, then the logs."""
+        try:
+            self._inner.close()
+        finally:
+            for log in self._logs.values():
+                log.close()
+
+    def _switch_log(self, task: TaskIds) -> SessionLog:
+        log = self._logs.get(task)
+        if log is None:
+            log = self._open_log(task)
+            self._logs[task] = log
+            if len(self._logs) > _MAX_OPEN_LOGS:
+                self._logs.popitem(last=False)[1].close()
+        self._logs.move_to_end(task)
+        self._task, self._log = task, log
+        return log

@@ -1,0 +1,256 @@
+"""A session: one conversation with one namespace, every execution recorded.
+
+    front end --> Session.execute --> RecordedExecutor --> executor of the route
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import time
+from collections.abc import Collection, Mapping
+from types import TracebackType
+from typing import IO, Any, Literal
+
+from json_repl.errors import InvalidRequest, SessionClosed
+from json_repl.recorded import RecordedExecutor
+from json_repl.wire import wire_form
+from repl_kernel.capture import open_temporary_spool
+from repl_kernel.errors import ExecutorClosed
+from repl_kernel.executor import Executor, OnInput, OnOutput
+from repl_kernel.spawn import SpawnedKeeper
+from task_logger.artifacts import new_spool
+from task_logger.codec import timestamp
+from task_logger.errors import ArtifactError, ConfigurationError
+from task_logger.record import ExecutionRecord, ExecutionRequest, Isolation, TaskIds
+from task_logger.session_log import SessionLog
+from task_logger.task import TaskContext, check_settings, current_context, log_path, plan_folder, task_ids
+from task_logger.writer import new_session_id
+
+SessionRoute = Literal["local", "worker"]
+
+_NO_TAGS: Mapping[str, object] = {}
+
+
+class Session:
+    """One namespace, and the recorded executions in it; may be used from several threads, which take turns."""
+
+    def __init__(
+        self,
+        route: SessionRoute | None = None,
+        *,
+        plan_id: str | None = None,
+        task_id: str | None = None,
+        task_name: str | None = None,
+        log_dir: str | os.PathLike[str] | None = None,
+        isolation: Isolation | None = None,
+        pass_env: Collection[str] = (),
+        actor: str | None = None,
+        time_limit_s: float | None = None,
+        owns_process: bool = False,
+        spawned: SpawnedKeeper | None = None,
+    ) -> None:
+        """Open the task's log and start the route's executor.
+
+        `None` means from the environment, for `actor` `python`, and for `time_limit_s` no limit. `pass_env`
+        names secret-looking environment variables that the worker gets all the same. `owns_process` is for
+        programs of ours. Raises `ConfigurationError` for a setting that makes no sense, `LogPathRefused` where
+        the log can't be one (with `TASK_LOG_STRICT=1` any other error of the log too), and
+        `WorkerStartFailed`; nothing is left then.
+        """
+        self._is_closed = True  # until there is something to close
+        settings = check_settings(log_dir)
+        self.session_id = new_session_id()
+        self.task = task_ids(plan_id, task_id, task_name)
+        self.log_path = log_path(settings.root, self.task)
+        self._settings = settings
+        self._actor = actor or "python"
+        self._time_limit_s = _checked_time_limit(time_limit_s)
+        self._turn = _thread.RLock()
+        self._seq = 0
+        self._contexts: tuple[TaskContext | None, TaskIds, Mapping[str, object]] = (None, self.task, _NO_TAGS)
+        chosen = _route_of(route)
+        self.isolation: Isolation = _isolation_of(chosen, isolation)
+        self.route: SessionRoute = chosen
+        executor = self._start(chosen, pass_env, owns_process, spawned)
+        try:
+            self._recorded = RecordedExecutor(executor, self._open_log, self._open_log(self.task), self.task)
+        except BaseException:
+            executor.close()
+            raise
+        self._is_closed = False
+
+    def _start(self, route: SessionRoute, pass_env: Collection[str], owns_process: bool, spawned: SpawnedKeeper | None) -> Executor:
+        if route == "worker":
+            from repl_kernel.manager import WorkerExecutor
+
+            return WorkerExecutor(pass_env=pass_env, open_spool=self._open_spool, spawned=spawned)
+        from repl_kernel.in_process import LocalExecutor
+
+        return LocalExecutor(owns_process=owns_process, open_spool=self._open_spool)
+
+    def execute(
+        self,
+        code: str,
+        *,
+        time_limit_s: float | None = None,
+        tags: Mapping[str, object] | None = None,
+        on_output: OnOutput | None = None,
+        on_input: OnInput | None = None,
+    ) -> ExecutionRecord:
+        """Run code and return its record, once its line is in the log.
+
+        `time_limit_s` of `None` means the session's own. `on_output` gets output as it is written, `on_input`
+        answers `input()`; without it `input()` raises `EOFError` in the code. What the code does is never
+        raised. Raises `InvalidRequest` before anything has run, `SessionClosed`, a KeyboardInterrupt of the
+        caller's once the line is written, and with `TASK_LOG_STRICT=1` the log's own errors.
+        """
+        if type(code) is not str:
+            raise InvalidRequest("code", f"must be a text, not a {type(code).__name__}")
+        limit_s = self._time_limit_s if time_limit_s is None else _checked_time_limit(time_limit_s)
+        with self._turn:
+            if self._is_closed:
+                raise SessionClosed
+            context = current_context()
+            task, all_tags = self.task, _NO_TAGS
+            if context is not None:
+                task, all_tags = self._in_context(context)
+            if tags:
+                all_tags = {**all_tags, **_checked_tags(tags)}
+            self._seq += 1
+            request = ExecutionRequest(
+                code=code,
+                session_id=self.session_id,
+                seq=self._seq,
+                task=task,
+                timestamp=timestamp(time.time_ns()),
+                tags=all_tags,
+                time_limit_s=limit_s,
+                allow_input=on_input is not None,
+                actor=self._actor,
+            )
+            try:
+                return self._recorded.record(request, on_output, on_input)
+            except ExecutorClosed as exc:
+                raise SessionClosed(str(exc)) from exc
+
+    def execute_code(
+        self,
+        code: str,
+        *,
+        time_limit_s: float | None = None,
+        tags: Mapping[str, object] | None = None,
+        on_output: OnOutput | None = None,
+        on_input: OnInput | None = None,
+    ) -> dict[str, Any]:
+        """Run code and return the wire form of what came of it; see `execute`."""
+        record = self.execute(code, time_limit_s=time_limit_s, tags=tags, on_output=on_output, on_input=on_input)
+        return wire_form(record, self.log_path)
+
+    def interrupt(self) -> bool:
+        """Interrupt the running execution, from any thread; returns false where none runs."""
+        return not self._is_closed and self._recorded.interrupt()
+
+    def restart(self) -> None:
+        """Empty the namespace; the session, and its numbering, go on. Waits for a running execution."""
+        with self._turn:
+            self._require_open()
+            self._recorded.restart()
+
+    def variables(self) -> list[dict[str, object]]:
+        """Describe the variables: `name`, `type`, `shape` or `length`, `bytes`, `preview` of each, sorted by name."""
+        with self._turn:
+            self._require_open()
+            return [dict(variable) for variable in self._recorded.variables()]
+
+    def history(self, last: int | None = None) -> list[dict[str, Any]]:
+        """The lines of this session in its task's log, oldest first; `last` bounds them to the newest ones."""
+        from json_repl.history import session_lines
+
+        with self._turn:
+            self._require_open()
+            return session_lines(self.log_path, self.session_id, last)
+
+    def close(self) -> None:
+        """Interrupt what runs, end the worker and all it started, close the log; idempotent."""
+        if self._is_closed:
+            return
+        self._recorded.interrupt()
+        with self._turn:
+            if not self._is_closed:
+                self._is_closed = True
+                self._recorded.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise SessionClosed
+
+    def _open_log(self, task: TaskIds) -> SessionLog:
+        return SessionLog(
+            root=self._settings.root,
+            task=task,
+            session_id=self.session_id,
+            fsync=self._settings.fsync,
+            strict=self._settings.strict,
+            route=self.route,
+            isolation=self.isolation,
+        )
+
+    def _open_spool(self) -> IO[bytes]:
+        try:
+            return new_spool(plan_folder(self._settings.root, self.task.plan_id))
+        except ArtifactError:
+            return open_temporary_spool()  # the log's disk can't take it: the output must not suffer
+
+    def _in_context(self, context: TaskContext) -> tuple[TaskIds, Mapping[str, object]]:
+        """Ids and tags in force; the same ids as last time are the same object, so that nothing is looked up."""
+        known, task, tags = self._contexts
+        if context is not known:
+            changed = context.task_ids(self.task)
+            task = task if changed == task else self.task if changed == self.task else changed
+            tags = context.tags
+            self._contexts = (context, task, tags)
+        return task, tags
+
+
+def _route_of(route: str | None) -> SessionRoute:
+    if route is None:
+        setting = os.environ.get("USE_SUBPROCESS_WORKER") or "0"
+        if setting not in ("0", "1"):
+            raise ConfigurationError("USE_SUBPROCESS_WORKER", f"must be 0 or 1, not {setting!r}")
+        return "worker" if setting == "1" else "local"
+    if route == "worker" or route == "local":
+        return route
+    raise ConfigurationError("route", f"must be 'local' or 'worker', not {route!r}")
+
+
+def _isolation_of(route: SessionRoute, isolation: str | None) -> Isolation:
+    own: Isolation = "process" if route == "worker" else "none"
+    if isolation is None or isolation == own:
+        return own
+    if route == "local":
+        raise ConfigurationError("isolation", f"{isolation!r} needs route='worker': code on the local route is not isolated")
+    raise ConfigurationError("isolation", f"must be 'process' on the worker route in this version, not {isolation!r}")
+
+
+def _checked_time_limit(time_limit_s: float | None) -> float | None:
+    if time_limit_s is None:
+        return None
+    if isinstance(time_limit_s, bool) or not isinstance(time_limit_s, (int, float)) or not 0 < time_limit_s < 1e9:
+        raise InvalidRequest("time_limit_s", f"must be a number of seconds above 0, not {time_limit_s!r}")
+    return float(time_limit_s)
+
+
+def _checked_tags(tags: Mapping[str, object]) -> Mapping[str, object]:
+    if not isinstance(tags, Mapping) or not all(isinstance(name, str) for name in tags):
+        raise InvalidRequest("tags", "must be a mapping from names to JSON values")
+    return tags

@@ -1,0 +1,293 @@
+"""The server on standard input and output: JSON-RPC, one message a line.
+
+    descriptor 0 -> RequestReader's thread -+-> ping, interrupt, input_reply, busy: answered at once -+
+                                            +-> queue -> main thread -> Session -> reply -------------+
+                                                                 \\-> stream, input_request -----------+
+                                                    the descriptor that was 1  <-  LineWriter  <------+
+
+Executed code finds an empty descriptor 0, and a descriptor 1 that is not the protocol's. The reader's thread
+decides what must happen while code runs; the main thread executes, in the order in which requests came.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from _queue import Empty, SimpleQueue  # without the Python half of `queue`, which start-up would pay for
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from json_repl import messages
+from json_repl.descriptors import StandardDescriptors, take_standard_descriptors
+from json_repl.errors import InvalidRequest, SessionClosed, SessionError
+from json_repl.lines import LineWriter
+from json_repl.messages import Rejected, Request, RequestId
+from json_repl.params import Execute, History, InputReply
+from json_repl.request_reader import RequestReader
+
+if TYPE_CHECKING:
+    from json_repl.session import Session, SessionRoute
+    from repl_kernel.executor import OnInput, OnOutput
+    from task_logger.record import OutputName
+
+PROTOCOL_VERSION = 1
+
+MAX_STREAM_CHARS = 16 << 10
+"""One stream notification: at most 64 KiB, whatever the script."""
+
+END_SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+STALLED_AT_END_S = 1.0
+"""How long a client that doesn't read is waited for after a signal to end."""
+
+END_BOUND_S = 4.5
+"""From a signal to end to the end of the process, whatever executed code does about it."""
+
+INSIST_S = 1.0
+"""Between an interrupt and the next, where the first didn't help."""
+
+ANSWER_CHECK_S = 0.05
+
+
+def serve(route: SessionRoute | None = None, *, spawned: Any = None) -> int:
+    """Serve one session on descriptors 0 and 1 until input ends; returns the exit code.
+
+    `route` of `None` means from the environment, `spawned` is a worker's side that was started early, if any.
+    Must be called on the main thread of a process of ours.
+    """
+    if os.name != "posix":
+        return _refuse("json-repl: runs on Linux and macOS; on Windows, run it inside WSL")
+    from json_repl.session import Session
+    from repl_kernel.errors import KernelError
+    from task_logger.errors import ConfigurationError, TaskLogError
+
+    try:
+        descriptors = take_standard_descriptors(own_output=True)
+    except OSError as exc:
+        return _refuse(f"json-repl: standard input or output can't be used ({exc.strerror}); connect both")
+    try:
+        session = Session(route=route, actor="stdio", owns_process=True, spawned=spawned)
+    except (TaskLogError, KernelError, SessionError, OSError) as exc:
+        return _refuse(f"json-repl: {exc}", 2 if isinstance(exc, ConfigurationError) else 1)
+    return StdioServer(session, descriptors).run()
+
+
+def _refuse(message: str, code: int = 2) -> int:
+    os.write(2, (message.replace("\n", " ") + "\n").encode("utf-8", "backslashreplace"))
+    return code
+
+
+class StdioServer:
+    """One session and its one client; owns the session, and the two descriptors for good."""
+
+    def __init__(self, session: Session, descriptors: StandardDescriptors) -> None:
+        self._session = session
+        self._writer = LineWriter(descriptors.output_fd)
+        self._reader = RequestReader(
+            descriptors.input_fd,
+            take_urgent=self._take_urgent,
+            see_out=self._see_out,
+            blocked_signals=END_SIGNALS,
+        )
+        self._answers: SimpleQueue[str | None] = SimpleQueue()
+        self._is_asking = False
+        # Each of these has one writing thread; the other only compares. So no lock.
+        self._executes_queued = self._executes_done = 0
+        self._interrupts = 0
+        self._ending_since: float | None = None
+        self._is_closed = False
+        self._pid = os.getpid()
+
+    def run(self) -> int:
+        """Serve until the input ends, `shutdown`, or a signal to end; returns the exit code."""
+        for number in END_SIGNALS:
+            signal.signal(number, self._on_end_signal)
+        self._notify("ready", self._description())
+        self._reader.start()
+        goes_on = True
+        while goes_on and (request := self._reader.next()):
+            goes_on = self._carry_out(request)
+        self._is_closed = True
+        code = self._close_session()
+        while request := self._reader.next_at_once():
+            self._carry_out(request)
+        self._reader.leave()
+        return code
+
+    def _close_session(self) -> int:
+        from repl_kernel.errors import KernelError
+        from task_logger.errors import TaskLogError
+
+        try:
+            self._session.close()
+        except (TaskLogError, KernelError, OSError) as exc:
+            return _refuse(f"json-repl: {exc}", 1)
+        return 0
+
+    def _description(self) -> dict[str, object]:
+        from json_repl import __version__
+
+        session = self._session
+        return {
+            "signal": "__READY__",
+            "session_id": session.session_id,
+            "version": __version__,
+            "python": sys.version.split()[0],
+            "protocol": PROTOCOL_VERSION,
+            "route": session.route,
+            "log": session.log_path,
+            "plan_id": session.task.plan_id,
+            "task_id": session.task.task_id,
+        }
+
+    def _carry_out(self, request: Request | Rejected) -> bool:
+        """Answer one request; returns false after the last one."""
+        if isinstance(request, Rejected):
+            if request.wants_reply:
+                self._writer.write(messages.render_error(request.id, request.code, request.message))
+            return True
+        try:
+            answer = messages.render_result(request.id, self._act(request))
+        except SessionClosed as exc:
+            answer = _error_line(request, messages.SESSION_CLOSED, f"session closed, not run: {exc}")
+        except InvalidRequest as exc:
+            answer = _error_line(request, messages.BAD_PARAMS, str(exc))
+        except (Exception, KeyboardInterrupt) as exc:  # noqa: BLE001 -- whatever is wrong, each gets its reply
+            answer = _error_line(request, messages.INTERNAL_ERROR, f"{type(exc).__name__}: {exc}")
+        if os.getpid() != self._pid:
+            os._exit(0)  # a child that executed code forked and let run on: only its parent answers
+        # Before the reply is sent: who has it may restart.
+        self._executes_done += isinstance(request.params, Execute)
+        if request.wants_reply:
+            self._writer.write(answer)
+        return request.method != "shutdown"
+
+    def _act(self, request: Request) -> object:
+        session, params = self._session, request.params
+        if self._is_closed or self._ending_since is not None:
+            raise SessionClosed("the process was told to end")
+        if isinstance(params, Execute):
+            return session.execute_code(
+                params.code,
+                time_limit_s=params.time_limit_s,
+                tags=params.tags,
+                on_output=self._stream_of(request.id, params) if params.stream else None,
+                on_input=self._input_of(request.id, params) if params.allow_input else None,
+            )
+        if isinstance(params, History):
+            return session.history(params.last)
+        if request.method == "variables":
+            return session.variables()
+        if request.method == "restart":
+            session.restart()
+        return {}
+
+    def _stream_of(self, request_id: RequestId, params: Execute) -> OnOutput:
+        """What passes output on; a client that doesn't read delays the code, no limit and no interrupt."""
+        is_over = self._over_for(params)
+
+        def on_output(name: OutputName, text: str) -> None:
+            for start in range(0, len(text), MAX_STREAM_CHARS):
+                piece = text[start : start + MAX_STREAM_CHARS]
+                line = messages.render_notification("stream", {"id": request_id, "name": name, "text": piece})
+                self._writer.write(line, is_over)
+
+        return on_output
+
+    def _input_of(self, request_id: RequestId, params: Execute) -> OnInput:
+        """What asks the client for a line; `EOFError` where none can come any more."""
+        is_over = self._over_for(params)
+
+        def on_input(prompt: str, is_password: bool) -> str:
+            while not self._answers.empty():
+                self._answers.get()  # came for a question that was given up
+            self._is_asking = True
+            try:
+                self._ask({"id": request_id, "prompt": prompt, "password": is_password})
+                while not (self._reader.has_ended or is_over()):
+                    try:
+                        answer = self._answers.get(timeout=ANSWER_CHECK_S)
+                    except Empty:
+                        continue
+                    if answer is None:
+                        raise EOFError("the client has no more input")
+                    return answer
+            finally:
+                self._is_asking = False
+            raise EOFError(
+                "nobody answers input() any more: the client's input or the execution's time ended"
+            )
+
+        return on_input
+
+    def _ask(self, question: dict[str, object]) -> None:
+        """Send a question, whole: on the local route an interrupt could rise in the middle of the line."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            self._notify("input_request", question)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _over_for(self, params: Execute) -> Callable[[], bool]:
+        """Tells whether an execution that starts now was interrupted, or its time is over."""
+        interrupts = self._interrupts
+        deadline = float("inf") if params.time_limit_s is None else time.monotonic() + params.time_limit_s
+        return lambda: self._interrupts != interrupts or time.monotonic() >= deadline
+
+    def _take_urgent(self, request: Request) -> bool:
+        """Answer what doesn't wait for the executions before it, in the reader's thread."""
+        if request.method == "ping":
+            self._reply(request, {})
+        elif request.method == "interrupt":
+            self._interrupts += 1
+            self._reply(request, {"interrupted": self._session.interrupt()})
+        elif isinstance(request.params, InputReply):
+            is_asked, self._is_asking = self._is_asking, False
+            if is_asked:
+                self._answers.put(request.params.text)
+            self._reply(request, {"accepted": is_asked})
+        elif request.method == "restart" and self._executes_queued != self._executes_done:
+            self._error(
+                request, messages.BUSY, "busy: an execution runs or waits; restart when it is answered"
+            )
+        elif self._is_closed:
+            self._error(request, messages.SESSION_CLOSED, "session closed, not run: shutdown was asked for")
+        else:
+            self._executes_queued += isinstance(request.params, Execute)
+            return False
+        return True
+
+    def _see_out(self, is_done_within: Callable[[float], bool]) -> None:
+        """A signal asked for the end: interrupt what runs, in the reader's thread, until all is done."""
+        deadline = (self._ending_since or time.monotonic()) + END_BOUND_S
+        insist_at = 0.0
+        while not is_done_within(0.02):
+            now = time.monotonic()
+            if now >= deadline:
+                os._exit(0)
+            if now >= insist_at and self._session.interrupt():
+                self._interrupts += 1
+                insist_at = now + INSIST_S
+
+    def _on_end_signal(self, number: int, frame: object) -> None:
+        if self._ending_since is None:
+            self._ending_since = time.monotonic()
+            self._writer.stop_at(self._ending_since + STALLED_AT_END_S)
+        self._reader.end()
+
+    def _reply(self, request: Request, result: object) -> None:
+        if request.wants_reply:
+            self._writer.write(messages.render_result(request.id, result))
+
+    def _error(self, request: Request, code: int, message: str) -> None:
+        if request.wants_reply:
+            self._writer.write(_error_line(request, code, message))
+
+    def _notify(self, method: str, params: dict[str, object]) -> None:
+        self._writer.write(messages.render_notification(method, params))
+
+
+def _error_line(request: Request, code: int, message: str) -> bytes:
+    return messages.render_error(request.id, code, message)
