@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # `typing` is not imported before the worker is started
 if TYPE_CHECKING:
     from json_repl.client import SessionProcess
     from json_repl.default_session import execute_code

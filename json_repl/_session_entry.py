@@ -1,2 +1,5 @@
 """`python -m json_repl_session`: the name existing Flow backends spawn."""
-import runpy; runpy.run_module("json_repl", run_name="__main__", alter_sys=True)  # noqa: E702, I001
+
+import runpy
+
+runpy.run_module("json_repl", run_name="__main__", alter_sys=True)

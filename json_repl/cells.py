@@ -45,7 +45,7 @@ def _read_bytes(path: str) -> bytes:
     if path == "-":
         return sys.stdin.buffer.read()
     file: IO[bytes]
-    with open(path, "rb") as file:  # noqa: PTH123 -- a str is all we need
+    with open(path, "rb") as file:
         return file.read()
 
 

@@ -1,4 +1,5 @@
-"""`json_repl.execute_code`: one session for this process, made from the environment when it is first needed."""
+"""`json_repl.execute_code`: one session for this process, made from the environment when it is first
+needed."""
 
 from __future__ import annotations
 

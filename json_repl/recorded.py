@@ -1,6 +1,6 @@
 """An executor around an executor: what runs is put down before, and its line written after.
 
-    request --> pending file --> inner executor --> outcome --> one line --> record
+request --> pending file --> inner executor --> outcome --> one line --> record
 """
 
 from __future__ import annotations
@@ -67,7 +67,10 @@ class RecordedExecutor:
         except KernelError as exc:
             outcome = self._failed(type(exc).__name__, str(exc))
         except BaseException as exc:  # a callback of the caller's: the code may have run to any point
-            log.finish(request, self._failed(type(exc).__name__, f"the caller's callback raised {type(exc).__name__}"))
+            log.finish(
+                request,
+                self._failed(type(exc).__name__, f"the caller's callback raised {type(exc).__name__}"),
+            )
             raise
         return log.finish(request, outcome)
 
@@ -75,7 +78,12 @@ class RecordedExecutor:
         text = f"{error_type}: {message}\n"
         error = ExecutionError(type=error_type, message=message, traceback=text)
         return ExecutionOutcome(
-            status="error", route=self.route, isolation=self.isolation, elapsed_ms=0.0, stderr=text, error=error
+            status="error",
+            route=self.route,
+            isolation=self.isolation,
+            elapsed_ms=0.0,
+            stderr=text,
+            error=error,
         )
 
     def execute(

@@ -1,6 +1,6 @@
 """A session: one conversation with one namespace, every execution recorded.
 
-    front end --> Session.execute --> RecordedExecutor --> executor of the route
+front end --> Session.execute --> RecordedExecutor --> executor of the route
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Collection, Mapping
 from types import TracebackType
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, cast
 
 from json_repl.errors import InvalidRequest, SessionClosed
 from json_repl.recorded import RecordedExecutor
@@ -33,7 +33,8 @@ _NO_TAGS: Mapping[str, object] = {}
 
 
 class Session:
-    """One namespace, and the recorded executions in it; may be used from several threads, which take turns."""
+    """One namespace, and the recorded executions in it; may be used from several threads, which take
+    turns."""
 
     def __init__(
         self,
@@ -54,7 +55,8 @@ class Session:
 
         `None` means from the environment, for `actor` `python`, and for `time_limit_s` no limit. `pass_env`
         names secret-looking environment variables that the worker gets all the same. `owns_process` is for
-        programs of ours. Raises `ConfigurationError` for a setting that makes no sense, `LogPathRefused` where
+        programs of ours. Raises `ConfigurationError` for a setting that makes no sense,
+        `LogPathRefused` where
         the log can't be one (with `TASK_LOG_STRICT=1` any other error of the log too), and
         `WorkerStartFailed`; nothing is left then.
         """
@@ -80,7 +82,13 @@ class Session:
             raise
         self._is_closed = False
 
-    def _start(self, route: SessionRoute, pass_env: Collection[str], owns_process: bool, spawned: SpawnedKeeper | None) -> Executor:
+    def _start(
+        self,
+        route: SessionRoute,
+        pass_env: Collection[str],
+        owns_process: bool,
+        spawned: SpawnedKeeper | None,
+    ) -> Executor:
         if route == "worker":
             from repl_kernel.manager import WorkerExecutor
 
@@ -144,7 +152,9 @@ class Session:
         on_input: OnInput | None = None,
     ) -> dict[str, Any]:
         """Run code and return the wire form of what came of it; see `execute`."""
-        record = self.execute(code, time_limit_s=time_limit_s, tags=tags, on_output=on_output, on_input=on_input)
+        record = self.execute(
+            code, time_limit_s=time_limit_s, tags=tags, on_output=on_output, on_input=on_input
+        )
         return wire_form(record, self.log_path)
 
     def interrupt(self) -> bool:
@@ -158,13 +168,15 @@ class Session:
             self._recorded.restart()
 
     def variables(self) -> list[dict[str, object]]:
-        """Describe the variables: `name`, `type`, `shape` or `length`, `bytes`, `preview` of each, sorted by name."""
+        """Describe the variables: `name`, `type`, `shape` or `length`, `bytes`, `preview` of each,
+        sorted by name."""
         with self._turn:
             self._require_open()
             return [dict(variable) for variable in self._recorded.variables()]
 
     def history(self, last: int | None = None) -> list[dict[str, Any]]:
-        """The lines of this session in its task's log, oldest first; `last` bounds them to the newest ones."""
+        """The lines of this session in its task's log, oldest first; `last` bounds them to the
+        newest ones."""
         from json_repl.history import session_lines
 
         with self._turn:
@@ -184,7 +196,9 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __del__(self) -> None:
@@ -212,7 +226,8 @@ class Session:
             return open_temporary_spool()  # the log's disk can't take it: the output must not suffer
 
     def _in_context(self, context: TaskContext) -> tuple[TaskIds, Mapping[str, object]]:
-        """Ids and tags in force; the same ids as last time are the same object, so that nothing is looked up."""
+        """Ids and tags in force; the same ids as last time are the same object, so that nothing is
+        looked up."""
         known, task, tags = self._contexts
         if context is not known:
             changed = context.task_ids(self.task)
@@ -228,8 +243,8 @@ def _route_of(route: str | None) -> SessionRoute:
         if setting not in ("0", "1"):
             raise ConfigurationError("USE_SUBPROCESS_WORKER", f"must be 0 or 1, not {setting!r}")
         return "worker" if setting == "1" else "local"
-    if route == "worker" or route == "local":
-        return route
+    if route in ("worker", "local"):
+        return cast(SessionRoute, route)
     raise ConfigurationError("route", f"must be 'local' or 'worker', not {route!r}")
 
 
@@ -238,14 +253,22 @@ def _isolation_of(route: SessionRoute, isolation: str | None) -> Isolation:
     if isolation is None or isolation == own:
         return own
     if route == "local":
-        raise ConfigurationError("isolation", f"{isolation!r} needs route='worker': code on the local route is not isolated")
-    raise ConfigurationError("isolation", f"must be 'process' on the worker route in this version, not {isolation!r}")
+        raise ConfigurationError(
+            "isolation", f"{isolation!r} needs route='worker': code on the local route is not isolated"
+        )
+    raise ConfigurationError(
+        "isolation", f"must be 'process' on the worker route in this version, not {isolation!r}"
+    )
 
 
 def _checked_time_limit(time_limit_s: float | None) -> float | None:
     if time_limit_s is None:
         return None
-    if isinstance(time_limit_s, bool) or not isinstance(time_limit_s, (int, float)) or not 0 < time_limit_s < 1e9:
+    if (
+        isinstance(time_limit_s, bool)
+        or not isinstance(time_limit_s, (int, float))
+        or not 0 < time_limit_s < 1e9
+    ):
         raise InvalidRequest("time_limit_s", f"must be a number of seconds above 0, not {time_limit_s!r}")
     return float(time_limit_s)
 

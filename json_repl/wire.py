@@ -8,7 +8,8 @@ from task_logger.record import ExecutionRecord
 
 
 def wire_form(record: ExecutionRecord, log_path: str) -> dict[str, Any]:
-    """The wire form of a record; `debug_info.log` has no `n` and no `hash` where its line is not written yet."""
+    """The wire form of a record; `debug_info.log` has no `n` and no `hash` where its line is not
+    written yet."""
     outcome, changes, head, error = record.outcome, record.outcome.changes, record.head, record.outcome.error
     return {
         "success": outcome.status == "ok",
@@ -40,7 +41,12 @@ def wire_form(record: ExecutionRecord, log_path: str) -> dict[str, Any]:
             else {"path": head.path, "n": head.n, "hash": head.hash},
         },
         "artifacts": [
-            {"field": artifact.field, "sha256": artifact.sha256, "bytes": artifact.bytes, "mime": artifact.mime}
+            {
+                "field": artifact.field,
+                "sha256": artifact.sha256,
+                "bytes": artifact.bytes,
+                "mime": artifact.mime,
+            }
             for artifact in outcome.artifacts
         ],
         "notices": list(record.notices),

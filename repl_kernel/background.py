@@ -30,7 +30,8 @@ class Background:
         self._main_thread = _thread.get_native_id()
         self._seq_of_thread: dict[int, int] = {}
         self._seq = 0
-        self._watches = False
+        self.watches = False
+        """Whether writes are being checked."""
         self._late: list[dict[str, Any]] = []
 
     def begin(self, seq: int) -> None:
@@ -38,12 +39,13 @@ class Background:
         self._seq = seq
         _started_by.set(seq)
 
-    def end(self, has_tasks: bool) -> list[dict[str, Any]]:
-        """It has ended; returns the late output that the main thread wrote meanwhile for earlier ones."""
-        if _thread._count() or has_tasks:  # type: ignore[attr-defined]  # cheaper than importing threading
+    def end(self, goes_on: bool) -> list[dict[str, Any]]:
+        """It has ended, and threads or tasks go on or not; returns what the main thread wrote for
+        earlier ones."""
+        if goes_on:
             self._remember_threads()
             self._watch(True)
-        elif self._watches:
+        elif self.watches:
             self._watch(False)
         late, self._late = self._late, []
         return late
@@ -53,7 +55,7 @@ class Background:
         self._seq_of_thread = {thread: self._seq_of_thread.get(thread, self._seq) for thread in alive}
 
     def _watch(self, on: bool) -> None:
-        self._watches = on
+        self.watches = on
         if not on:
             self._seq_of_thread.clear()
         for stream in self._streams:

@@ -1,17 +1,24 @@
 """Collects what one execution writes to one stream, in bounded memory.
 
-    bytes --> OutputCollector --+-- up to 1 MiB: in memory --> text of the line
-                                +-- more: a spool file --> artifact; its ends --> text of the line
+bytes --> OutputCollector --+-- up to 1 MiB: in memory --> text of the line
+                            +-- more: a spool file --> artifact; its ends --> text of the line
 """
 
 from __future__ import annotations
 
 import codecs
-import hashlib
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, cast
 
-from task_logger.record import KEPT_TEXT_BYTES, MAX_TEXT_BYTES, Artifact, OutputName, decode_output, elide
+from task_logger.record import (
+    KEPT_TEXT_BYTES,
+    LOSSY_ERRORS,
+    MAX_TEXT_BYTES,
+    Artifact,
+    OutputName,
+    decode_output,
+    elide,
+)
 
 if TYPE_CHECKING:
     from repl_kernel.executor import OnOutput
@@ -27,7 +34,7 @@ def open_temporary_spool() -> IO[bytes]:
     """An unlinked file in the system's folder for temporary files."""
     import tempfile
 
-    return tempfile.TemporaryFile()  # noqa: SIM115 - its owner closes it
+    return tempfile.TemporaryFile()
 
 
 class OutputCollector:
@@ -38,7 +45,7 @@ class OutputCollector:
     def __init__(self, field: str, open_spool: OpenSpool) -> None:
         self.field = field
         self._open_spool = open_spool
-        self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+        self._decoder = codecs.getincrementaldecoder("utf-8")(LOSSY_ERRORS)
         self._reset()
 
     def _reset(self) -> None:
@@ -78,7 +85,11 @@ class OutputCollector:
             return text, self._artifact(self._hash.hexdigest(), self._spool), lossy
         data = b"".join(self._parts)
         text, lossy = decode_output(data)
-        return text, self._artifact(hashlib.sha256(data).hexdigest(), data) if lossy else None, lossy
+        if not lossy:
+            return text, None, False
+        import hashlib
+
+        return text, self._artifact(hashlib.sha256(data).hexdigest(), data), True
 
     def _artifact(self, sha256: str, content: bytes | IO[bytes]) -> Artifact:
         mime = "text/plain"
@@ -88,6 +99,8 @@ class OutputCollector:
         data = b"".join(self._parts)
         self._parts.clear()
         self._first, self._last = data[:KEPT_TEXT_BYTES], b""
+        import hashlib
+
         self._hash = hashlib.sha256()
         self._spool = self._open_spool()
         self._write_spool(data)
@@ -96,7 +109,9 @@ class OutputCollector:
         assert self._spool is not None
         self._spool.write(data)
         self._hash.update(data)
-        self._last = (self._last + data)[-KEPT_TEXT_BYTES:] if len(data) < KEPT_TEXT_BYTES else data[-KEPT_TEXT_BYTES:]
+        self._last = (
+            (self._last + data)[-KEPT_TEXT_BYTES:] if len(data) < KEPT_TEXT_BYTES else data[-KEPT_TEXT_BYTES:]
+        )
 
     def _pass_on(self, text: str, on_output: OnOutput) -> None:
         for start in range(0, len(text), _STREAM_CHUNK_CHARACTERS):

@@ -1,8 +1,10 @@
 """Captures descriptors 1 and 2 of this process, which must be ours, in files.
 
-    print, C code, child programs --> descriptor --> unlinked file --read after (or while) the code runs--> collector
+    print, C code, child programs --> descriptor --> unlinked file --read after (or while) the code
+    runs--> collector
 
-Files, because with a pipe the same process would have to write and drain at once, which deadlocks under the GIL.
+Files, because with a pipe the same process would have to write and drain at once, which deadlocks under the
+GIL.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from repl_kernel.executor import OnOutput
 from repl_kernel.linux import punch_hole
 
 _READ_BYTES = 256 << 10
-_PUMP_S = 0.03
+_PUMP_S = 0.01
 """How often output is passed on while the code runs: sooner than the promised 50 ms."""
 
 _KEPT_BYTES = 1 << 20
@@ -49,7 +51,9 @@ class DescriptorCapture:
         if was_cut:
             self._offset = self._given_back = 0
         start = self._offset
-        while self._offset < size and (data := os.pread(self._file_fd, min(_READ_BYTES, size - self._offset), self._offset)):
+        while self._offset < size and (
+            data := os.pread(self._file_fd, min(_READ_BYTES, size - self._offset), self._offset)
+        ):
             self._offset += len(data)
             collector.feed(data, on_output)
         if self._offset - self._given_back > _KEPT_BYTES:
@@ -68,7 +72,10 @@ class Pump:
     """Passes output on while the code runs, from a thread of its own."""
 
     def __init__(
-        self, captures: tuple[DescriptorCapture, ...], collectors: tuple[OutputCollector, ...], on_output: OnOutput
+        self,
+        captures: tuple[DescriptorCapture, ...],
+        collectors: tuple[OutputCollector, ...],
+        on_output: OnOutput,
     ) -> None:
         self._pairs = tuple(zip(captures, collectors, strict=True))
         self._on_output = on_output

@@ -1,21 +1,23 @@
 """What can go wrong on our side of an execution.
 
-    KernelError
-     +-- ExecutorClosed          the caller's: used after close()
-     +-- RequestRefused          the caller's: this route cannot do what was asked
-     +-- WorkerStartFailed       the machine's: no process to run code in
-     |    +-- CannotFork         the machine's: no more processes or memory
-     +-- ProtocolViolation       the other process's: what it sent makes no sense
-          +-- FrameTooLarge
-          +-- BadMessage
+KernelError
+ +-- ExecutorClosed          the caller's: used after close()
+ +-- RequestRefused          the caller's: this route cannot do what was asked
+ +-- WorkerStartFailed       the machine's: no process to run code in
+ |    +-- CannotFork         the machine's: no more processes or memory
+ +-- ProtocolViolation       the other process's: what it sent makes no sense
+      +-- FrameTooLarge
+      +-- BadMessage
 
-    KeyboardInterrupt
-     +-- InterruptedByCaller     the caller's: Ctrl-C while waiting for an execution
+KeyboardInterrupt
+ +-- InterruptedByCaller     the caller's: Ctrl-C while waiting for an execution
 """
 
 from __future__ import annotations
 
-from task_logger.record import ExecutionOutcome
+TYPE_CHECKING = False  # `typing` is not imported before the worker is started
+if TYPE_CHECKING:
+    from task_logger.record import ExecutionOutcome
 
 
 class KernelError(Exception):
@@ -50,7 +52,9 @@ class FrameTooLarge(ProtocolViolation):
     """A frame announces more bytes than are allowed; nothing was allocated for it."""
 
     def __init__(self, announced_bytes: int, max_frame_bytes: int) -> None:
-        super().__init__(f"a frame of {announced_bytes} bytes was announced; at most {max_frame_bytes} are allowed")
+        super().__init__(
+            f"a frame of {announced_bytes} bytes was announced; at most {max_frame_bytes} are allowed"
+        )
         self.announced_bytes = announced_bytes
         self.max_frame_bytes = max_frame_bytes
 
@@ -64,7 +68,8 @@ class BadMessage(ProtocolViolation):
 
 
 class InterruptedByCaller(KeyboardInterrupt):
-    """The caller's own KeyboardInterrupt came while it waited; the execution was interrupted, `outcome` is what came of it."""
+    """The caller's own KeyboardInterrupt came while it waited; the execution was interrupted, `outcome`
+    is what came of it."""
 
     def __init__(self, outcome: ExecutionOutcome) -> None:
         super().__init__()

@@ -1,8 +1,9 @@
 """One request and its reply: passes output on, answers input, stops what runs too long.
 
-    request --> worker;  then, until the reply or the worker's death:
-        a reply within 2 ms          one blocking read, nothing else
-        else wait for what is first  a message | output | death | the time limit | the next step of an interruption
+request --> worker;  then, until the reply or the worker's death:
+    a reply within 2 ms          one blocking read, nothing else
+    else wait for what is first  a message | output | death | the time limit | the next step of an
+    interruption
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _FLUSH_WAIT_S = 0.025
 """Half of the 50 ms within which output is passed on."""
 
 
-class WorkerDied(Exception):  # noqa: N818 - caught inside this package only
+class WorkerDied(Exception):
     """The worker has ended, or no longer speaks the protocol."""
 
 
@@ -58,8 +59,8 @@ class Exchange:
     ) -> dict[str, Any]:
         """Send a request and return its reply; raises `WorkerDied`, and what `on_output` or `on_input` raise.
 
-        A KeyboardInterrupt of the waiting caller interrupts the execution, and is left in `keyboard_interrupt`
-        for the caller to raise; texts that came ahead of the reply are in `parts`.
+        A KeyboardInterrupt of the waiting caller interrupts the execution, and is left in
+        `keyboard_interrupt` for the caller to raise; texts that came ahead of the reply are in `parts`.
         """
         self._link = link
         self._on_output, self._on_input = on_output, on_input
@@ -78,18 +79,27 @@ class Exchange:
                     reply = link.receive_soon()
                 while reply is None or not self._is_reply(reply, message["id"]):
                     reply = link.next_message() or self._wait()
-                if ready := link.wait(0):
-                    self._drain(ready)
-                return reply
+                if link.poll(0):
+                    self._drain(link.wait(0))
             except KeyboardInterrupt as exc:
                 self.keyboard_interrupt = exc
                 self._interruption.begin("interrupted")
             except (EOFError, OSError, ProtocolViolation) as exc:
                 self._drain_the_dead()
                 raise WorkerDied(str(exc)) from exc
+            else:
+                return reply
 
     def _is_reply(self, message: dict[str, Any], message_id: int) -> bool:
         """Whether this ends the exchange; deals with the messages that come before it."""
+        if message.get("id") == message_id and "status" in message:
+            for late in message["late"]:
+                self._take_late(late)
+            return True
+        return self._take_ahead(message, message_id)
+
+    def _take_ahead(self, message: dict[str, Any], message_id: int) -> bool:
+        """Deal with a message that is no reply of an execution; true for the reply to another request."""
         if "late" in message and "id" not in message:
             self._take_late(message["late"])
             return False
@@ -101,8 +111,6 @@ class Exchange:
         if "input" in message:
             self._answer(message_id, message["input"])
             return False
-        for late in message.get("late", ()):
-            self._take_late(late)
         return True
 
     def _take_late(self, late: dict[str, Any]) -> None:
@@ -154,7 +162,9 @@ class Exchange:
     def _drain(self, ready: Set[int]) -> int:
         size = self._link.drain(ready, self._streams, self._on_output)
         self._received_bytes += size
-        self._flush_is_due = self._flush_is_due or (size > 0 and self._received_bytes > _GATHERED_OUTPUT_BYTES)
+        self._flush_is_due = self._flush_is_due or (
+            size > 0 and self._received_bytes > _GATHERED_OUTPUT_BYTES
+        )
         return size
 
     def _drain_the_dead(self) -> None:

@@ -11,7 +11,8 @@ OnOutput = Callable[[OutputName, str], None]
 """Takes output as it is written: which stream, and at most 64 KiB of its text."""
 
 OnInput = Callable[[str, bool], str]
-"""Answers `input()`: takes the prompt and whether the answer is a password; returns the line without its end."""
+"""Answers `input()`: takes the prompt and whether the answer is a password; returns the line without its
+end."""
 
 
 class Executor(Protocol):
@@ -43,9 +44,11 @@ class Executor(Protocol):
         ...
 
     def variables(self) -> list[Mapping[str, object]]:
-        """Describe the variables: `name`, `type`, `shape` or `length`, `bytes` and `preview` of each, by name."""
+        """Describe the variables: `name`, `type`, `shape` or `length`, `bytes` and `preview` of
+        each, by name."""
         ...
 
     def close(self) -> None:
-        """End the executor and every process it started; idempotent. A running execution is interrupted first."""
+        """End the executor and every process it started; idempotent. A running execution is
+        interrupted first."""
         ...

@@ -61,7 +61,8 @@ class FrameReader:
     def feed(self, data: bytes) -> dict[str, Any] | None:
         """Take in what was read, and return the first whole message, `None` while there is none.
 
-        Raises `FrameTooLarge` or `BadMessage`; the frame at fault is gone, and the connection is of no more use
+        Raises `FrameTooLarge` or `BadMessage`; the frame at fault is gone, and the connection is of
+        no more use
         after the former.
         """
         if not self._buffer and len(data) >= _HEADER_BYTES:
@@ -72,7 +73,8 @@ class FrameReader:
         return self.take()
 
     def take(self) -> dict[str, Any] | None:
-        """Return the next whole message that was already read, `None` where there is none; raises as `feed`."""
+        """Return the next whole message that was already read, `None` where there is none; raises
+        as `feed`."""
         buffer = self._buffer
         if len(buffer) < _HEADER_BYTES:
             return None

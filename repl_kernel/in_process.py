@@ -1,12 +1,13 @@
 """The local route: runs code in this process.
 
-    request --> surroundings (streams) --> CodeRunner.run --> result
-                     +--> collectors --> stdout, stderr --------+--> outcome
+request --> surroundings (streams) --> CodeRunner.run --> result
+                 +--> collectors --> stdout, stderr --------+--> outcome
 """
 
 from __future__ import annotations
 
 import _thread
+import os
 import sys
 from collections.abc import Mapping
 from types import ModuleType
@@ -37,13 +38,16 @@ class LocalExecutor:
         self._owns_process = owns_process
         self._turn = _thread.RLock()
         self._is_closed = False
+        self._pid = os.getpid()
         self._late = LateCollector(open_spool)
         self._streams = (OutputCollector("stdout", open_spool), OutputCollector("stderr", open_spool))
         self._gate: ThreadGate | SignalGate = SignalGate() if owns_process else ThreadGate()
         self._interruption = LocalInterruption(self._gate)
         self._runner = self._new_runner()
         self._surroundings: Surroundings = (
-            OwnSurroundings(self._streams, self._late, open_spool) if owns_process else HostSurroundings(self._streams)
+            OwnSurroundings(self._streams, self._late, open_spool)
+            if owns_process
+            else HostSurroundings(self._streams)
         )
 
     def execute(
@@ -53,20 +57,21 @@ class LocalExecutor:
         with self._turn:
             if self._is_closed:
                 raise ExecutorClosed("this executor is closed; make another one")
-            gathered = Gathered("local", "none", self._streams, [])
+            gathered = Gathered("local", "none", self._streams)
             for stream in self._streams:
                 stream.begin()
             self._surroundings.begin(on_output, on_input if request.allow_input else None)
             self._interruption.arm(request.time_limit_s)
             try:
                 result = self._runner.run(request.code, request.seq)
+                if self._owns_process and os.getpid() != self._pid:
+                    os._exit(0)  # a fork of the user's that ran off the end of the code: only we may go on
             finally:
                 self._interruption.disarm()
                 self._surroundings.end(gathered.notices)
-            gathered.late, gathered.late_artifacts = self._late.take()
-            outcome = assemble(
-                result.status, result.elapsed_ns, result.error, result.result, result.changes, gathered, [], []
-            )
+            if self._late.has_some:
+                gathered.late = self._late.take(gathered.artifacts)
+            outcome = assemble(result, gathered)
             return self._judge(outcome, request)
 
     def _judge(self, outcome: ExecutionOutcome, request: ExecutionRequest) -> ExecutionOutcome:

@@ -23,7 +23,8 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class Interruption:
-    """The interrupting of executions, one after the other: begun from any thread, continued by the one that waits."""
+    """The interrupting of executions, one after the other: begun from any thread, continued by the one
+    that waits."""
 
     def __init__(self) -> None:
         self.reason: Reason | None = None
@@ -47,7 +48,8 @@ class Interruption:
             self._link = None
 
     def begin(self, reason: Reason) -> bool:
-        """Take the first step, or the next one at once where the first was taken; false once it is too late."""
+        """Take the first step, or the next one at once where the first was taken; false once it is
+        too late."""
         with self._lock:
             if self._link is None:
                 return False
@@ -85,7 +87,8 @@ class Interruption:
     def _programs(self, link: WorkerLink) -> list[int]:
         """The worker's descendants that this execution started, by their start time.
 
-        That is kept in ticks of 10 ms; within the first one, the newest process id at the end of the execution
+        That is kept in ticks of 10 ms; within the first one, the newest process id at the end of
+        the execution
         before tells old from new.
         """
         age_s = time.monotonic() - self._started

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+TYPE_CHECKING = False  # `typing` is not imported before the worker is started
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
 
 _ALWAYS_WITHHELD = frozenset({"TASK_LOG_KEY"})
 

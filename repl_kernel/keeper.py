@@ -99,7 +99,9 @@ class Keeper:
         data, ancillary, _, _ = self._control.recvmsg(
             _PACKET_BYTES, _socket.CMSG_SPACE(_THREE_FDS.size), _MSG_CMSG_CLOEXEC
         )
-        fds = next((_THREE_FDS.unpack(payload) for _, kind, payload in ancillary if kind == _socket.SCM_RIGHTS), ())
+        fds = next(
+            (_THREE_FDS.unpack(payload) for _, kind, payload in ancillary if kind == _socket.SCM_RIGHTS), ()
+        )
         return data, fds
 
     def _fork_for(self, fds: tuple[int, ...]) -> int:

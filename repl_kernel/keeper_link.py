@@ -51,7 +51,8 @@ class KeeperLink:
         return cls(spawn_keeper(environment))
 
     def fork_worker(self) -> ForkedWorker:
-        """Have a worker forked; raises `CannotFork` (the keeper goes on) or `WorkerStartFailed` (it is gone)."""
+        """Have a worker forked; raises `CannotFork` (the keeper goes on) or `WorkerStartFailed` (it
+        is gone)."""
         ends, limit_s = self._first_ends, _START_LIMIT_S
         if ends is None:
             ends, limit_s = self._request_fork(), _ANSWER_LIMIT_S
@@ -62,7 +63,7 @@ class KeeperLink:
                 raise CannotFork(f"the system refuses a new worker process: {os.strerror(message['failed'])}")
         except WorkerStartFailed as exc:
             tail = _read_tail(ends.stderr_fd)
-            _close(ends)
+            ends.close()
             raise type(exc)(str(exc), tail) from exc
         return ForkedWorker(message["forked"], pidfd, ends)
 
@@ -75,7 +76,7 @@ class KeeperLink:
         try:
             self._control.sendmsg([b'{"op":"fork"}'], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fds)])
         except OSError as exc:
-            _close(ends)
+            ends.close()
             raise WorkerStartFailed(f"the keeper process {self.pid} is gone") from exc
         finally:
             theirs.close()
@@ -92,7 +93,8 @@ class KeeperLink:
         return self._statuses.pop(pid, None)
 
     def sweep(self) -> None:
-        """Kill every descendant of the keeper, workers included; raises `WorkerStartFailed` where it is gone."""
+        """Kill every descendant of the keeper, workers included; raises `WorkerStartFailed` where
+        it is gone."""
         try:
             self._control.send(b'{"op":"sweep"}')
         except OSError as exc:
@@ -102,7 +104,7 @@ class KeeperLink:
     def end(self) -> None:
         """Have the keeper kill all that is left and end; returns once it has."""
         if self._first_ends is not None:
-            _close(self._first_ends)
+            self._first_ends.close()
             self._first_ends = None
         try:
             self._control.send(b'{"op":"end"}')
@@ -133,14 +135,19 @@ class KeeperLink:
             os.close(pidfd)
 
     def _wait_for(self, *kinds: str, limit_s: float) -> tuple[dict[str, Any], int]:
-        """The next packet of one of these kinds, and the descriptor it came with (or −1); notes exits on the way."""
+        """The next packet of one of these kinds, and the descriptor it came with (or −1); notes
+        exits on the way."""
         deadline = time.monotonic() + limit_s
         while True:
             remaining = deadline - time.monotonic()
             if remaining <= 0 or not select.select([self._control.fileno()], [], [], remaining)[0]:
-                raise WorkerStartFailed(f"the keeper process {self.pid} did not answer within {limit_s:.0f} s")
+                raise WorkerStartFailed(
+                    f"the keeper process {self.pid} did not answer within {limit_s:.0f} s"
+                )
             try:
-                data, rights, _, _ = self._control.recvmsg(_PACKET_BYTES, _socket.CMSG_SPACE(4), _MSG_CMSG_CLOEXEC)
+                data, rights, _, _ = self._control.recvmsg(
+                    _PACKET_BYTES, _socket.CMSG_SPACE(4), _MSG_CMSG_CLOEXEC
+                )
             except ConnectionError:
                 data = b""
             if not data:
@@ -150,12 +157,6 @@ class KeeperLink:
                 self._statuses[message["exited"]] = message["status"]
             if any(kind in message for kind in kinds):
                 return message, struct.unpack("i", rights[0][2])[0] if rights else -1
-
-
-def _close(ends: Ends) -> None:
-    ends.data.close()
-    os.close(ends.stdout_fd)
-    os.close(ends.stderr_fd)
 
 
 def _read_tail(fd: int) -> str:

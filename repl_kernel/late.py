@@ -13,6 +13,11 @@ class LateCollector:
         self._open_spool = open_spool
         self._collectors: dict[tuple[OutputName, int | None], OutputCollector] = {}
 
+    @property
+    def has_some(self) -> bool:
+        """Whether there may be any."""
+        return bool(self._collectors)
+
     def of(self, name: OutputName, seq: int | None) -> OutputCollector:
         """The collector for what an execution wrote to a stream; `seq` is `None` where nobody knows which."""
         key = (name, seq)
@@ -20,12 +25,9 @@ class LateCollector:
             self._collectors[key] = OutputCollector("late_output", self._open_spool)
         return self._collectors[key]
 
-    def take(self) -> tuple[tuple[LateOutput, ...], tuple[Artifact, ...]]:
-        """Hand over what there is, in the order of first appearance, and the artifacts of what is too long."""
-        if not self._collectors:
-            return (), ()
+    def take(self, artifacts: list[Artifact]) -> tuple[LateOutput, ...]:
+        """Hand over what there is, in order of appearance; adds the artifacts of what is too long."""
         late: list[LateOutput] = []
-        artifacts: list[Artifact] = []
         for (name, seq), collector in self._collectors.items():
             if collector.size:
                 text, artifact, _ = collector.finish()
@@ -33,4 +35,4 @@ class LateCollector:
                 if artifact is not None:
                     artifacts.append(artifact)
         self._collectors = {}
-        return tuple(late), tuple(artifacts)
+        return tuple(late)

@@ -36,8 +36,11 @@ def forbid_new_privileges() -> None:
 
 
 def punch_hole(fd: int, offset: int, length: int) -> None:
-    """Give back a file's blocks in that range, its size unchanged; does nothing where the file system can't."""
+    """Give back a file's blocks in that range, its size unchanged; does nothing where the file system
+    can't."""
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
-    libc.fallocate(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, ctypes.c_int64(offset), ctypes.c_int64(length))
+    libc.fallocate(
+        fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, ctypes.c_int64(offset), ctypes.c_int64(length)
+    )

@@ -1,7 +1,7 @@
 """Interrupts and time limits of executions in this process.
 
-    host's process:  an exception is set for the executing thread; it rises at that thread's next bytecode
-    our process:     a signal to the main thread, whose handler raises: blocking calls end as well
+host's process:  an exception is set for the executing thread; it rises at that thread's next bytecode
+our process:     a signal to the main thread, whose handler raises: blocking calls end as well
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The session's side of the worker route: send, wait for a reply or the worker's death, start another.
 
-    execute --request--> worker link --> worker
-       |    <--reply--------+
-       |    <--output-------+--> OutputCollector (stdout, stderr) --> text, artifact
-       |    <--death--------+--> crashed; the keeper forks a new worker for the next execution
+execute --request--> worker link --> worker
+   |    <--reply--------+
+   |    <--output-------+--> OutputCollector (stdout, stderr) --> text, artifact
+   |    <--death--------+--> crashed; the keeper forks a new worker for the next execution
 """
 
 from __future__ import annotations
@@ -16,7 +16,13 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from repl_kernel.capture import OpenSpool, OutputCollector, open_temporary_spool
-from repl_kernel.errors import CannotFork, ExecutorClosed, InterruptedByCaller, RequestRefused, WorkerStartFailed
+from repl_kernel.errors import (
+    CannotFork,
+    ExecutorClosed,
+    InterruptedByCaller,
+    RequestRefused,
+    WorkerStartFailed,
+)
 from repl_kernel.exchange import Exchange, WorkerDied
 from repl_kernel.executor import OnInput, OnOutput
 from repl_kernel.interruption import Interruption
@@ -75,59 +81,86 @@ class WorkerExecutor:
         and a notice says so.
         """
         with self._turn:
-            gathered = Gathered("worker", "process", self._streams, [])
-            link = self._live_link(gathered.notices)
+            gathered = Gathered("worker", "process", self._streams)
+            link = self._link
+            if link is None or self._is_closed or os.getpid() != self._owner_pid or link.poll(0):
+                link = self._live_link(gathered.notices)
             message = self._message(request, link, on_input is not None)
             for stream in self._streams:
-                stream.begin()
-            outcome = self._run(link, message, request, gathered, on_output, on_input)
+                if stream.size:
+                    stream.begin()
+            started_ns = time.perf_counter_ns()
+            try:
+                reply = self._converse(link, message, request.time_limit_s, on_output, on_input)
+            except WorkerDied:
+                death = Death(*self._bury(link), time.perf_counter_ns() - started_ns)
+                outcome = self._end(death, gathered)
+            else:
+                outcome = self._settle(link, reply, request, gathered)
             interrupt = self._exchange.keyboard_interrupt
         if interrupt is not None:
             raise InterruptedByCaller(outcome) from interrupt
         return outcome
 
-    def _run(
+    def _converse(
         self,
         link: WorkerLink,
         message: dict[str, Any],
-        request: ExecutionRequest,
-        gathered: Gathered,
+        time_limit_s: float | None,
         on_output: OnOutput | None,
         on_input: OnInput | None,
-    ) -> ExecutionOutcome:
-        interruption, exchange = self._interruption, self._exchange
-        started_ns = time.perf_counter_ns()
-        interruption.arm(link)
+    ) -> dict[str, Any]:
+        """Have the worker run a request; raises `WorkerDied`, and what the caller's callbacks raise."""
+        self._interruption.arm(link)
         try:
-            reply = exchange.run(link, message, request.time_limit_s, on_output, on_input)
+            return self._exchange.run(link, message, time_limit_s, on_output, on_input)
         except WorkerDied:
-            elapsed_ns = time.perf_counter_ns() - started_ns
-            interruption.disarm()
-            death = Death(*self._bury(link), elapsed_ns)
-            gathered.late, gathered.late_artifacts = self._late.take()
-            return death_outcome(death, interruption.reason or "crashed", interruption.taken, gathered)
+            raise
         except BaseException:
-            self._bury(link)  # a callback of the caller's raised: nobody knows where the worker is
+            self._bury(link)  # a callback raised: nobody knows where the worker is
             raise
         finally:
-            interruption.disarm()
+            self._interruption.disarm()
+
+    def _settle(
+        self, link: WorkerLink, reply: dict[str, Any], request: ExecutionRequest, gathered: Gathered
+    ) -> ExecutionOutcome:
+        """The outcome of an execution that replied."""
         link.children_mark = reply["mark"]
-        gathered.parts = exchange.parts
-        gathered.late, gathered.late_artifacts = self._late.take()
+        gathered.parts = self._exchange.parts
+        if self._late.has_some:
+            gathered.late = self._late.take(gathered.artifacts)
         outcome = outcome_from_reply(reply, gathered)
-        if interruption.reason == "timeout" and request.time_limit_s is not None:
-            if outcome.status == "interrupted" or outcome.elapsed_ms > request.time_limit_s * 1000:
-                return past_time_limit(outcome, request.time_limit_s)
+        limit_s = request.time_limit_s
+        if (
+            self._interruption.reason == "timeout"
+            and limit_s is not None
+            and (outcome.status == "interrupted" or outcome.elapsed_ms > limit_s * 1000)
+        ):
+            return past_time_limit(outcome, limit_s)
         return outcome
+
+    def _end(self, death: Death, gathered: Gathered) -> ExecutionOutcome:
+        """The outcome of an execution whose worker died."""
+        interruption = self._interruption
+        gathered.late = self._late.take(gathered.artifacts)
+        return death_outcome(death, interruption.reason or "crashed", interruption.taken, gathered)
 
     def _message(self, request: ExecutionRequest, link: WorkerLink, may_ask: bool) -> dict[str, Any]:
         code = request.code
         if len(code) > MAX_CODE_CHARACTERS:
             raise RequestRefused(
-                f"the code has {len(code)} characters, a worker takes {MAX_CODE_CHARACTERS}; pass data in a file"
+                f"the code has {len(code)} characters, a worker takes {MAX_CODE_CHARACTERS}; "
+                "pass data in a file"
             )
         self._message_id += 1
-        message: dict[str, Any] = {"id": self._message_id, "op": "execute", "code": code, "seq": request.seq, "input": may_ask}
+        message: dict[str, Any] = {
+            "id": self._message_id,
+            "op": "execute",
+            "code": code,
+            "seq": request.seq,
+            "input": may_ask,
+        }
         if link.task is not request.task:
             link.task = request.task
             message["env"] = {
@@ -148,7 +181,7 @@ class WorkerExecutor:
             if self._link is not None:
                 self._link.close()
                 self._link = None
-            self._late.take()
+            self._late.take([])
             try:
                 self._keeper.sweep()
             except WorkerStartFailed:
@@ -196,9 +229,8 @@ class WorkerExecutor:
                     break
                 for stream in self._streams:
                     stream.begin()
-                if not link.drain(ready, self._streams, None):
-                    if link.wait_for_death(min(remaining, 0.01)):
-                        break
+                if not link.drain(ready, self._streams, None) and link.wait_for_death(0.01):
+                    break
         except OSError:
             pass  # it is gone already
         link.close()
@@ -207,12 +239,13 @@ class WorkerExecutor:
         if self._is_closed:
             raise ExecutorClosed("this executor is closed; make another one")
         if os.getpid() != self._owner_pid:
-            raise ExecutorClosed(f"this executor belongs to process {self._owner_pid}; make one in this process")
+            raise ExecutorClosed(
+                f"this executor belongs to process {self._owner_pid}; make one in this process"
+            )
 
     def _live_link(self, notices: list[str]) -> WorkerLink:
         """The worker's link, after taking late output; a dead worker is replaced, with a notice."""
-        if self._is_closed or os.getpid() != self._owner_pid:
-            self._require_open()
+        self._require_open()
         link = self._link
         if link is None:
             self._link = link = self._fork()
@@ -221,7 +254,9 @@ class WorkerExecutor:
             link.drain(ready, (self._late.of("stdout", None), self._late.of("stderr", None)), None)
             if link.is_dead(ready):
                 words = self._bury(link)[2]
-                notices.append(f"the worker {words} between two executions; its variables are lost, this is a new one")
+                notices.append(
+                    f"the worker {words} between two executions; its variables are lost, this is a new one"
+                )
                 self._link = link = self._fork()
         return link
 

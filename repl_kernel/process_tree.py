@@ -21,13 +21,15 @@ class ProcessStat:
 def read_stat(pid: int) -> ProcessStat | None:
     """The process's line, or `None` where there is no such process."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - pathlib is not on the start path
+        with open(f"/proc/{pid}/stat", "rb") as file:
             data = file.read()
     except (FileNotFoundError, ProcessLookupError):
         return None
     name, _, rest = data.partition(b"(")[2].rpartition(b")")
     fields = rest.split()
-    return ProcessStat(pid, int(fields[1]), fields[0].decode(), int(fields[19]), name.decode("utf-8", "replace"))
+    return ProcessStat(
+        pid, int(fields[1]), fields[0].decode(), int(fields[19]), name.decode("utf-8", "replace")
+    )
 
 
 def descendants(ancestor_pid: int) -> list[ProcessStat]:
@@ -54,7 +56,8 @@ def send_signal(pid: int, signal_number: int) -> bool:
 
 
 def kill_descendants(ancestor_pid: int) -> int:
-    """Kill every descendant once, and return how many there were; those forked meanwhile need another call."""
+    """Kill every descendant once, and return how many there were; those forked meanwhile need another
+    call."""
     found = descendants(ancestor_pid)
     for stat in found:
         send_signal(stat.pid, signal.SIGKILL)
@@ -63,5 +66,5 @@ def kill_descendants(ancestor_pid: int) -> int:
 
 def last_pid() -> int:
     """The id given to the newest process of this pid namespace (last field of /proc/loadavg)."""
-    with open("/proc/loadavg", "rb") as file:  # noqa: PTH123
+    with open("/proc/loadavg", "rb") as file:
         return int(file.read().split()[-1])

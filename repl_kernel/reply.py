@@ -8,19 +8,21 @@ A short reply is one frame. Texts that are long, or that JSON can't hold, go ahe
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from repl_kernel.code_result import CodeResult
 from repl_kernel.framing import pack
-from repl_kernel.run_code import CodeResult
 from task_logger.record import MAX_TEXT_BYTES, NO_CHANGES
 
 _PART_BYTES = 768 << 10
 """One MiB in base64."""
 
 
-def send_reply(message_id: int, result: CodeResult, late: list[Any], mark: int | None, send: Callable[[bytes], None]) -> None:
+def send_reply(
+    message_id: int, result: CodeResult, late: Sequence[Any], mark: int | None, send: Callable[[bytes], None]
+) -> None:
     """Send what came of an execution; `mark` is the newest process when it ended, if it left children."""
     message = {
         "id": message_id,
@@ -48,8 +50,11 @@ def _is_long(result: CodeResult) -> bool:
     return error is not None and len(error.message) + len(error.traceback) > MAX_TEXT_BYTES // 4
 
 
-def _send_parts(message_id: int, message: dict[str, Any], result: CodeResult, send: Callable[[bytes], None]) -> list[str]:
-    """Send the texts of the result and the error as parts, take them out of the message, and return their names."""
+def _send_parts(
+    message_id: int, message: dict[str, Any], result: CodeResult, send: Callable[[bytes], None]
+) -> list[str]:
+    """Send the texts of the result and the error as parts, take them out of the message, and return
+    their names."""
     texts: dict[str, str] = {}
     if result.result is not None:
         texts["result"] = str(result.result["text/plain"])

@@ -1,38 +1,28 @@
 """Compiles and runs one request in a namespace: the only exec of the product.
 
-    code text --compile--> Program --exec, eval--> value --repr--> result
-                                        +-- raises --> ExecutionError
-    namespace --watch--> NamespaceChanges
+code text --compile--> Program --exec, eval--> value --repr--> result
+                                    +-- raises --> ExecutionError
+namespace --watch--> NamespaceChanges
 """
 
 from __future__ import annotations
 
+import _thread
 import sys
-import time
-from dataclasses import dataclass
+from time import perf_counter_ns
 from types import CodeType, ModuleType
 from typing import TYPE_CHECKING
 
+from repl_kernel.code_result import CodeResult
 from repl_kernel.failure import describe_failure, is_interrupt
 from repl_kernel.namespace import NamespaceWatcher
 from repl_kernel.source import Compiler, Program, SourceKeeper
-from task_logger.record import ExecutionError, NamespaceChanges, Status
+from task_logger.record import ExecutionError, Status
 
 if TYPE_CHECKING:
     from repl_kernel.event_loop import PersistentLoop
 
 _CO_COROUTINE = 0x80
-
-
-@dataclass(frozen=True, slots=True)
-class CodeResult:
-    """What came of running code: everything of an outcome but its output."""
-
-    status: Status
-    elapsed_ns: int
-    result: dict[str, object] | None
-    error: ExecutionError | None
-    changes: NamespaceChanges
 
 
 class InterruptGate:
@@ -64,42 +54,53 @@ class CodeRunner:
         """Run one execution; whatever its code raises, `SystemExit` included, is in the result."""
         filename = f"<execution {seq}>"
         program: Program | None = None
-        value: object = None
         bundle: dict[str, object] | None = None
         error: ExecutionError | None = None
-        self.sources.register(filename, text)
-        gate = self.gate
         status: Status = "ok"
-        started_ns = ended_ns = time.perf_counter_ns()
+        started_ns = ended_ns = 0
+        gate = self.gate
+        self.sources.register(filename, text)
         try:
             try:
                 gate.is_open = True
                 program = self._compiler.compile(text, filename)
-                started_ns = time.perf_counter_ns()
-                if program.body is not None:
-                    self._evaluate(program.body)
-                if program.tail is not None and (value := self._evaluate(program.tail)) is not None:
+                started_ns = perf_counter_ns()
+                body, tail = program
+                if body is not None:
+                    self._evaluate(body)
+                if tail is not None and (value := self._evaluate(tail)) is not None:
                     bundle = {"text/plain": safe_repr(value)}
-                ended_ns = time.perf_counter_ns()
-                gate.close()
-            except BaseException as exc:  # noqa: BLE001 - all of it is the user's
-                ended_ns = time.perf_counter_ns()
-                status = "interrupted" if is_interrupt(exc) else "error"
-                error = describe_failure(exc, filename)
+                    del value  # nothing of the user's may live longer for having been shown
+                ended_ns = perf_counter_ns()
             finally:
                 gate.close()
-        except KeyboardInterrupt as exc:  # it came while the first exception was being described
-            gate.close()
-            status = "interrupted"
-            error = ExecutionError(type="KeyboardInterrupt", message=str(exc), traceback="KeyboardInterrupt\n")
-        value = None  # the baseline must not outlive the user's objects
+        except BaseException as exc:  # noqa: BLE001 - all of it is the user's
+            ended_ns = perf_counter_ns()
+            status, error = self._judge(exc, filename)
+        elapsed_ns = ended_ns - started_ns if started_ns else 0
         self.sources.settle(filename, program)
-        code = (program.body or program.tail) if program else None
-        changes = self._watcher.changes(code, ended_ns - started_ns)
-        return CodeResult(status, ended_ns - started_ns, bundle, error, changes)
+        code = None if program is None else program.body or program.tail
+        changes = self._watcher.changes(code, elapsed_ns)
+        return CodeResult(status, elapsed_ns, bundle, error, changes)
+
+    def _judge(self, exc: BaseException, filename: str) -> tuple[Status, ExecutionError]:
+        """Describe what the code raised; its `__str__` may run for ever, so that can be interrupted too."""
+        gate = self.gate
+        try:
+            try:
+                gate.is_open = True
+                return "interrupted" if is_interrupt(exc) else "error", describe_failure(exc, filename)
+            finally:
+                gate.close()
+        except KeyboardInterrupt as interrupt:
+            gate.close()
+            text = "KeyboardInterrupt\n"
+            return "interrupted", ExecutionError(
+                type="KeyboardInterrupt", message=str(interrupt), traceback=text
+            )
 
     def _evaluate(self, code: CodeType) -> object:
-        value = eval(code, self.namespace)  # noqa: S307, PGH001
+        value = eval(code, self.namespace)
         if code.co_flags & _CO_COROUTINE:
             return self._persistent_loop().run(value)
         return value
@@ -111,9 +112,11 @@ class CodeRunner:
             self._loop = PersistentLoop()
         return self._loop
 
-    def has_tasks(self) -> bool:
-        """Whether asyncio tasks of ended executions wait for the next one that awaits."""
-        return self._loop is not None and self._loop.has_tasks()
+    def has_background(self) -> bool:
+        """Whether threads, or tasks that wait for the next execution that awaits, are left of ended
+        executions."""
+        loop = self._loop
+        return _thread._count() > 0 or (loop is not None and loop.has_tasks())
 
     def variables(self) -> list[dict[str, object]]:
         """Describe the variables, sorted by name."""

@@ -1,35 +1,32 @@
 """The source of executions: compiled to run, and kept so that tracebacks and `inspect` can show it."""
 
 from __future__ import annotations
-
 import __future__
 
 import ast
 import linecache
-import re
 from collections import deque
-from dataclasses import dataclass
 from opcode import opmap
 from types import CodeType
+from typing import NamedTuple
 
 _FUTURE_FLAGS = sum({getattr(__future__, name).compiler_flag for name in __future__.all_feature_names})
 
-_ONE_EXPRESSION = re.compile(r"[A-Za-z_][\w.]*(?:\(.*\))?\Z")
-_ASSIGNMENT_AT_END = re.compile(r"(?:^|\n)([A-Za-z_]\w*) *=[^=\n][^\n]*\n?\Z")
-
+# How code ends that ends in a store, in this version of Python: the store, the name's index, how it returns.
+_STORE = opmap["STORE_NAME"]
 _ENDS_IN_STORE = compile("x = None", "", "exec").co_code
-_STORE_AND_RETURN = _ENDS_IN_STORE[2 * _ENDS_IN_STORE[::2].rindex(opmap["STORE_NAME"]) :]
-"""How code ends that ends in a store, whichever Python this is: operations at even places, the name's index second."""
+_STORE_AT = 2 * _ENDS_IN_STORE[::2].rindex(_STORE) - len(_ENDS_IN_STORE)
+_RETURN = _ENDS_IN_STORE[_STORE_AT + 2 :: 2]
 
 _KEPT_PLAIN_SOURCES = 500
 """How many sources without functions or classes are kept for tracebacks; those that define some stay."""
 
 
-@dataclass(frozen=True, slots=True)
-class Program:
-    """Code ready to run: `body`, then `tail`, whose value is the result (`None` where there is no such expression).
+class Program(NamedTuple):
+    """Code ready to run: `body`, then `tail`, whose value is the result (`None` where there is no such
+    expression).
 
-    Either is a coroutine's code where it awaits at its top level.
+    Either is a coroutine's code where it awaits at its top level. (A tuple: it is made in every execution.)
     """
 
     body: CodeType | None
@@ -45,36 +42,38 @@ class Compiler:
     def compile(self, text: str, filename: str) -> Program:
         """Compile one execution; raises what the built-in `compile` raises for text that isn't Python.
 
-        Most code is one expression, or ends in an assignment; that is compiled in one go, without the tree.
+        Most code ends in an assignment, or is one expression; that is compiled in one go, without the tree.
         """
-        program = None
-        if _ONE_EXPRESSION.match(text):
-            program = self._as_expression(text, filename)
-        elif ends := _ASSIGNMENT_AT_END.search(text):
-            program = self._as_statements(text, filename, ends[1])
-        return program or self._by_tree(text, filename)
+        name, equals, value = text[text.rfind("\n") + 1 :].partition("=")
+        if equals:
+            name = name.rstrip()
+            if name.isidentifier() and not value.startswith("="):
+                return self._by_statements(text, filename, name)
+        elif name.endswith(")") and name == text and not name[0].isspace():
+            return self._by_expression(text, filename)
+        return self._by_tree(text, filename)
 
-    def _as_expression(self, text: str, filename: str) -> Program | None:
-        """Compile text that looks like one expression; `None` where it isn't one."""
+    def _by_statements(self, text: str, filename: str, name: str) -> Program:
+        """Compile text whose last line looks like an assignment to `name`.
+
+        Where it is one, the code ends in that store; only inside a string of several lines could
+        the look deceive
+        all the same.
+        """
+        if not ("\n" in text and ('"""' in text or "'''" in text or "\\\n" in text)):
+            code: CodeType = compile(text, filename, "exec", self._flags, dont_inherit=True)
+            end = code.co_code[_STORE_AT:]
+            if end[0] == _STORE and end[2::2] == _RETURN and code.co_names[end[1]] == name:
+                self._flags |= code.co_flags & _FUTURE_FLAGS
+                return Program(code, None)
+        return self._by_tree(text, filename)
+
+    def _by_expression(self, text: str, filename: str) -> Program:
+        """Compile text that looks like one call."""
         try:
             return Program(None, compile(text, filename, "eval", self._flags, dont_inherit=True))
         except SyntaxError:
-            return None
-
-    def _as_statements(self, text: str, filename: str, name: str) -> Program | None:
-        """Compile text whose last line looks like an assignment to `name`; `None` where it may be none.
-
-        The code must end in that store. The look could deceive all the same, but only inside a string of several
-        lines.
-        """
-        if '"""' in text or "'''" in text or "\\\n" in text:
-            return None
-        code: CodeType = compile(text, filename, "exec", self._flags, dont_inherit=True)
-        end = code.co_code[-len(_STORE_AND_RETURN) :]
-        if end[::2] != _STORE_AND_RETURN[::2] or code.co_names[end[1]] != name:
-            return None
-        self._flags |= code.co_flags & _FUTURE_FLAGS
-        return Program(code, None)
+            return self._by_tree(text, filename)
 
     def _by_tree(self, text: str, filename: str) -> Program:
         tree = compile(text, filename, "exec", self._flags | ast.PyCF_ONLY_AST, dont_inherit=True)
@@ -90,7 +89,7 @@ class Compiler:
             body = self._compile(tree, filename, "exec")
         return Program(body, self._compile(ast.Expression(last.value), filename, "eval"))
 
-    def _compile(self, tree: ast.AST, filename: str, mode: str) -> CodeType:
+    def _compile(self, tree: ast.Module | ast.Expression, filename: str, mode: str) -> CodeType:
         code: CodeType = compile(tree, filename, mode, self._flags, dont_inherit=True)
         self._flags |= code.co_flags & _FUTURE_FLAGS
         return code
@@ -109,13 +108,15 @@ class SourceKeeper:
 
     def settle(self, filename: str, program: Program | None) -> None:
         """Decide, once the code is compiled, how long its source is kept."""
-        defined = [code for part in (program.body, program.tail) if part for code in _nested(part)] if program else []
-        if defined:
-            self._class_files.update((code.co_qualname, filename) for code in defined)
-            return
-        self._plain.append(filename)
-        if len(self._plain) > _KEPT_PLAIN_SOURCES:
-            linecache.cache.pop(self._plain.popleft(), None)
+        if program is not None:
+            for code in program:
+                if code is not None and CodeType in map(type, code.co_consts):
+                    self._class_files.update((inner.co_qualname, filename) for inner in _nested(code))
+                    return
+        plain = self._plain
+        plain.append(filename)
+        if len(plain) > _KEPT_PLAIN_SOURCES:
+            linecache.cache.pop(plain.popleft(), None)
 
     def file_of_class(self, qualname: str) -> str | None:
         """The file name under which a class of this namespace was last defined, `None` where unknown."""

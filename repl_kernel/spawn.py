@@ -1,9 +1,9 @@
 """Starts a keeper, and with it the first worker: the lean path that runs before anything heavy is imported.
 
-    session --posix_spawn--> keeper --fork--> worker
-       |  control socket (packets)  |            |
-       |  data socket (frames) ------------------+
-       |  two pipes: what the worker writes to descriptors 1 and 2
+session --posix_spawn--> keeper --fork--> worker
+   |  control socket (packets)  |            |
+   |  data socket (frames) ------------------+
+   |  two pipes: what the worker writes to descriptors 1 and 2
 """
 
 from __future__ import annotations
@@ -11,12 +11,19 @@ from __future__ import annotations
 import _socket
 import os
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 from repl_kernel.errors import WorkerStartFailed
 
-_BOOT = "import sys;sys.path.append(sys.argv.pop(1));from repl_kernel.worker import main;sys.exit(main(sys.argv[1:]))"
+TYPE_CHECKING = (
+    False  # nothing is imported here that the start doesn't need: dataclasses alone would take 8 ms
+)
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_BOOT = (
+    "import sys;sys.path.append(sys.argv.pop(1));"
+    "from repl_kernel.worker import main;sys.exit(main(sys.argv[1:]))"
+)
 """As `-m repl_kernel.worker`, without the 4 ms of `runpy`, and wherever this package was imported from."""
 
 _PIPE_BYTES = 1 << 20
@@ -25,22 +32,32 @@ _PIPE_BYTES = 1 << 20
 _F_SETPIPE_SZ = 1031
 
 
-@dataclass(frozen=True, slots=True)
 class Ends:
     """Our ends of a worker's descriptors; whoever holds this closes them."""
 
-    data: _socket.socket
-    stdout_fd: int
-    stderr_fd: int
+    __slots__ = ("data", "stderr_fd", "stdout_fd")
+
+    def __init__(self, data: _socket.socket, stdout_fd: int, stderr_fd: int) -> None:
+        self.data = data
+        self.stdout_fd = stdout_fd
+        self.stderr_fd = stderr_fd
+
+    def close(self) -> None:
+        """Close them."""
+        self.data.close()
+        os.close(self.stdout_fd)
+        os.close(self.stderr_fd)
 
 
-@dataclass(frozen=True, slots=True)
 class WorkerEnds:
     """The worker's ends: data socket, descriptor 1, descriptor 2; closed here once they are handed over."""
 
-    data_fd: int
-    stdout_fd: int
-    stderr_fd: int
+    __slots__ = ("data_fd", "stderr_fd", "stdout_fd")
+
+    def __init__(self, data_fd: int, stdout_fd: int, stderr_fd: int) -> None:
+        self.data_fd = data_fd
+        self.stdout_fd = stdout_fd
+        self.stderr_fd = stderr_fd
 
     def close(self) -> None:
         """Close our copies."""
@@ -48,17 +65,20 @@ class WorkerEnds:
             os.close(fd)
 
 
-@dataclass(frozen=True, slots=True)
 class SpawnedKeeper:
     """A keeper that was started: its process, our control socket, our ends of its first worker."""
 
-    pid: int
-    control: _socket.socket
-    ends: Ends
+    __slots__ = ("control", "ends", "pid")
+
+    def __init__(self, pid: int, control: _socket.socket, ends: Ends) -> None:
+        self.pid = pid
+        self.control = control
+        self.ends = ends
 
 
 def make_ends() -> tuple[Ends, WorkerEnds]:
-    """Make the socket and the pipes of one worker; raises OSError where the system has no descriptors left."""
+    """Make the socket and the pipes of one worker; raises OSError where the system has no descriptors
+    left."""
     made: list[int] = []
     try:
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
@@ -82,7 +102,9 @@ def spawn_keeper(environment: Mapping[str, str]) -> SpawnedKeeper:
         raise WorkerStartFailed(f"the worker route needs Linux, this is {sys.platform}; use route='local'")
     if not sys.executable:
         raise WorkerStartFailed("there is no interpreter to start a worker with: sys.executable is empty")
-    ours, control_fd = (_high(end.detach()) for end in _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET))
+    ours, control_fd = (
+        _high(end.detach()) for end in _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    )
     control = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, ours)
     ends, worker_ends = make_ends()
     package_root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -106,9 +128,7 @@ def spawn_keeper(environment: Mapping[str, str]) -> SpawnedKeeper:
         )
     except OSError as exc:
         control.close()
-        ends.data.close()
-        os.close(ends.stdout_fd)
-        os.close(ends.stderr_fd)
+        ends.close()
         raise WorkerStartFailed(f"cannot start {sys.executable} for a worker: {exc.strerror}") from exc
     finally:
         os.close(control_fd)

@@ -8,9 +8,11 @@ write there. Past the first MiB of an execution, writes are gathered into blocks
 
 from __future__ import annotations
 
+import builtins
 import io
 import os
 import signal
+import sys
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -40,6 +42,10 @@ class _Descriptor(io.RawIOBase):
     def isatty(self) -> bool:
         return False
 
+    @property
+    def name(self) -> str:
+        return f"<descriptor {self._fd}>"
+
     def write(self, data: bytes) -> int:  # type: ignore[override]  # any buffer
         size = os.write(self._fd, data)
         if size < len(data):
@@ -62,12 +68,21 @@ class OutputStream(io.TextIOWrapper):
         self._gathers = False
         self.output_name: OutputName = name
         super().__init__(
-            self._descriptor, encoding="utf-8", errors="surrogatepass", newline="\n", write_through=True  # type: ignore[arg-type]  # raw on purpose: nothing is held back
+            self._descriptor,  # raw on purpose: nothing is held back
+            encoding="utf-8",
+            errors="surrogatepass",
+            newline="\n",
+            write_through=True,
         )
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:
         return f"<{self.output_name}>"
+
+    @property
+    def has_written(self) -> bool:
+        """Whether anything was written since the last `end_execution`."""
+        return self._descriptor.written_bytes > 0
 
     def _gather_blocks(self) -> None:
         self._gathers = True
@@ -130,8 +145,23 @@ class InputStream(io.TextIOBase):
     def read(self, size: int | None = -1) -> str:
         return self.readline(size)
 
-    def __next__(self) -> str:
+    def __next__(self) -> str:  # type: ignore[override]  # text streams give text, whatever the stubs say
         return self.readline()
+
+
+def replace_input(stdin: InputStream) -> Callable[..., str]:
+    """Have the built-in `input()` ask through `stdin`, while that is `sys.stdin`; returns the old `input`."""
+    plain_input = builtins.input
+
+    def ask_input(prompt: object = "", /) -> str:
+        if sys.stdin is stdin:
+            return stdin.ask_line(str(prompt))
+        return str(plain_input(prompt))
+
+    ask_input.__name__ = ask_input.__qualname__ = "input"
+    ask_input.__doc__ = plain_input.__doc__
+    builtins.input = ask_input
+    return plain_input
 
 
 def refuse_input() -> NoReturn:

@@ -1,11 +1,12 @@
 """What executed code finds around it in this process: its streams, and where their text goes.
 
-    HostSurroundings   the process is somebody else's: only the executing thread's sys.stdin, stdout, stderr
-    OwnSurroundings    the process is ours: those of all threads, and descriptors 1 and 2 with them
+HostSurroundings   the process is somebody else's: only the executing thread's sys.stdin, stdout, stderr
+OwnSurroundings    the process is ours: those of all threads, and descriptors 1 and 2 with them
 """
 
 from __future__ import annotations
 
+import builtins
 import io
 import sys
 from typing import Protocol
@@ -14,13 +15,16 @@ from repl_kernel.capture import OpenSpool, OutputCollector
 from repl_kernel.descriptor_capture import DescriptorCapture, Pump
 from repl_kernel.executor import OnInput, OnOutput
 from repl_kernel.late import LateCollector
-from repl_kernel.streams import InputStream, OutputStream
+from repl_kernel.streams import InputStream, OutputStream, replace_input
 from repl_kernel.thread_streams import ROUTERS
 from task_logger.record import OutputName
 
 Collectors = tuple[OutputCollector, OutputCollector]
 
-_CUT_NOTICE = "a program cut off what was written to a standard stream (such as `echo x > /dev/stdout`); that part is lost"
+_CUT_NOTICE = (
+    "a program cut off what was written to a standard stream (as `echo x > /dev/stdout` does); "
+    "that part is lost"
+)
 
 
 class Surroundings(Protocol):
@@ -58,7 +62,9 @@ class HostSurroundings:
         """See `Surroundings`; a stream that the code put into `sys` is there again in the next execution."""
         del notices
         replaced = ROUTERS.leave()
-        self._streams = tuple(new if new is not None else old for new, old in zip(replaced, self._streams, strict=True))
+        self._streams = tuple(
+            new if new is not None else old for new, old in zip(replaced, self._streams, strict=True)
+        )
 
     def close(self) -> None:
         """See `Surroundings`: nothing was taken beyond an execution."""
@@ -75,6 +81,7 @@ class OwnSurroundings:
         self._stdin = InputStream()
         self._host = (sys.stdin, sys.stdout, sys.stderr)
         self._pump: Pump | None = None
+        self._plain_input = replace_input(self._stdin)
         sys.stdin = sys.__stdin__ = self._stdin  # type: ignore[assignment,misc]
         sys.stdout = sys.__stdout__ = self._outputs[0]  # type: ignore[misc]
         sys.stderr = sys.__stderr__ = self._outputs[1]  # type: ignore[misc]
@@ -103,8 +110,9 @@ class OwnSurroundings:
 
     def close(self) -> None:
         """See `Surroundings`."""
+        builtins.input = self._plain_input
         sys.stdin, sys.stdout, sys.stderr = self._host
-        sys.__stdin__, sys.__stdout__, sys.__stderr__ = self._host  # type: ignore[misc]
+        sys.__stdin__, sys.__stdout__, sys.__stderr__ = self._host  # type: ignore[misc,assignment]
         for capture in self._captures:
             capture.close()
 

@@ -34,7 +34,8 @@ class ThreadRouter:
                 setattr(sys, self._name, self)
 
     def leave(self) -> object:
-        """This thread's execution has ended; returns the stream that it had put in place, `None` where it had not."""
+        """This thread's execution has ended; returns the stream that it had put in place, `None`
+        where it had not."""
         with self._lock:
             del self._of_thread[_thread.get_ident()]
             current = getattr(sys, self._name)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import _socket
 import _thread
-import builtins
 import faulthandler
 import inspect
 import os
@@ -20,6 +19,7 @@ import resource
 import select
 import signal
 import sys
+from collections.abc import Sequence
 from types import FrameType, ModuleType
 from typing import Any
 
@@ -31,7 +31,7 @@ from repl_kernel.linux import forbid_new_privileges, set_parent_death_signal
 from repl_kernel.process_tree import last_pid
 from repl_kernel.reply import send_reply
 from repl_kernel.run_code import CodeRunner, InterruptGate
-from repl_kernel.streams import FLUSH_SIGNAL, InputStream, OutputStream, refuse_input
+from repl_kernel.streams import FLUSH_SIGNAL, InputStream, OutputStream, refuse_input, replace_input
 
 
 class Worker:
@@ -41,7 +41,7 @@ class Worker:
         self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, data_fd)
         self._send_lock = _thread.allocate_lock()
         self._reader = FrameReader()
-        self._pid = os.getpid()
+        self._is_fork = False
         self._has_forked = False
         module = ModuleType("__main__")
         sys.modules["__main__"] = module
@@ -66,30 +66,35 @@ class Worker:
         return 0
 
     def _execute(self, message: dict[str, Any]) -> None:
-        if environment := message.get("env"):
-            os.environ.update(environment)
+        if "env" in message:
+            os.environ.update(message["env"])
         seq: int = message["seq"]
         self._message_id = message["id"]
         self._stdin.ask = self._ask if message["input"] else None
-        background = self._background
+        background, runner = self._background, self._runner
         background.begin(seq)
-        result = self._runner.run(message["code"], seq)
+        result = runner.run(message["code"], seq)
         for stream in self._streams:
-            stream.end_execution()
-        if os.getpid() != self._pid:  # a fork that ran off the end of the user's code: only we may reply
+            if stream.has_written:
+                stream.end_execution()
+        if (
+            self._is_fork
+        ):  # of the user's, and it ran off the end of the code: only the worker itself may reply
             os._exit(0)
-        late = background.end(self._runner.has_tasks())
-        send_reply(self._message_id, result, late, self._children_mark(), self._send)
+        if background.watches or runner.has_background():
+            late: Sequence[Any] = background.end(runner.has_background())
+        else:
+            late = ()
+        mark = self._children_mark() if self._has_forked or "_posixsubprocess" in sys.modules else None
+        send_reply(self._message_id, result, late, mark, self._send)
 
     def _children_mark(self) -> int | None:
-        """The newest process there is, where this worker may have living children; see `interruption`."""
-        if self._has_forked or "_posixsubprocess" in sys.modules:
-            try:
-                os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return None
-            return last_pid()
-        return None
+        """The newest process there is, where this worker has living children; see `interruption`."""
+        try:
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return None
+        return last_pid()
 
     def _receive(self) -> dict[str, Any] | None:
         """The next message; `None` once the session has closed its end."""
@@ -147,27 +152,21 @@ class Worker:
         faulthandler.enable(file=2, all_threads=False)
         sys.argv = [""]
         sys.path.insert(0, "")
-        self._teach_builtins()
+        replace_input(self._stdin)
+        self._teach_inspect()
 
-    def _teach_builtins(self) -> None:
-        """Make `input()` ask the caller, and `inspect.getsource` find classes of the namespace."""
-        plain_input, plain_getfile = builtins.input, inspect.getfile
+    def _teach_inspect(self) -> None:
+        """Make `inspect.getsource` find the classes of the namespace: they have no file to be found in."""
+        plain_getfile = inspect.getfile
 
-        def ask_input(prompt: object = "", /) -> str:
-            if sys.stdin is not self._stdin:
-                return plain_input(prompt)
-            return self._stdin.ask_line(str(prompt))
-
-        def getfile(object: Any) -> str:  # noqa: A002 - its name in the standard library
+        def getfile(object: Any) -> str:
             if isinstance(object, type) and object.__module__ == "__main__":
                 filename = self._runner.sources.file_of_class(object.__qualname__)
                 if filename is not None:
                     return filename
             return plain_getfile(object)
 
-        ask_input.__name__ = ask_input.__qualname__ = "input"
-        ask_input.__doc__, getfile.__doc__ = plain_input.__doc__, plain_getfile.__doc__
-        builtins.input = ask_input
+        getfile.__doc__ = plain_getfile.__doc__
         inspect.getfile = getfile
 
     def _on_interrupt(self, _signal_number: int, _frame: FrameType | None) -> None:
@@ -185,13 +184,17 @@ class Worker:
         self._has_forked = True
 
     def _on_forked(self) -> None:
+        self._is_fork = True
         self._socket.close()
 
 
 def main(arguments: list[str]) -> int:
     """Run a keeper and the workers it forks; `arguments`: control socket, data socket, pid of the session."""
     if len(arguments) != 3 or not all(argument.isdigit() for argument in arguments):
-        print("repl_kernel.worker is started by a session, with its sockets; run json-repl instead", file=sys.stderr)
+        print(
+            "repl_kernel.worker is started by a session, with its sockets; run json-repl instead",
+            file=sys.stderr,
+        )
         return 2
     control_fd, data_fd, session_pid = map(int, arguments)
     return Keeper(control_fd, session_pid, lambda fd: Worker(fd).run()).run(data_fd)

@@ -38,14 +38,18 @@ class WorkerLink:
         self._poll = select.poll()
         for fd in (*self._fds, self._socket_fd, self._pidfd):
             self._poll.register(fd, select.POLLIN)
+        self.poll = self._poll.poll
+        """Like `wait`, in milliseconds, for those who only ask whether anything has happened."""
         self._is_closed = False
 
     def send(self, message: dict[str, Any]) -> None:
-        """Send a message; raises OSError where the worker is gone, `FrameTooLarge` before anything is sent."""
+        """Send a message; raises OSError where the worker is gone, `FrameTooLarge` before anything
+        is sent."""
         self._socket.sendall(pack(message))
 
     def receive_soon(self) -> dict[str, Any] | None:
-        """The next message where one comes within 2 ms, else `None`; raises EOFError once the worker is gone."""
+        """The next message where one comes within 2 ms, else `None`; raises EOFError once the
+        worker is gone."""
         try:
             data = self._socket.recv(RECEIVE_BYTES)
         except BlockingIOError:
@@ -65,7 +69,9 @@ class WorkerLink:
         events = self._poll.poll(timeout_ms)
         return {fd for fd, _ in events} if events else _NOTHING
 
-    def drain(self, ready: Set[int], collectors: tuple[OutputCollector, ...], on_output: OnOutput | None) -> int:
+    def drain(
+        self, ready: Set[int], collectors: tuple[OutputCollector, ...], on_output: OnOutput | None
+    ) -> int:
         """Read each ready pipe until it is empty (at most a MiB each); returns how many bytes came."""
         total = 0
         for fd in ready & self._fds.keys():
@@ -129,5 +135,3 @@ def death_of(status: int | None) -> tuple[str | None, int | None, str]:
     except ValueError:
         name = f"signal {-code}"
     return name, None, f"was killed by {name}"
-
-

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # `typing` costs start-up time
 if TYPE_CHECKING:
     from task_logger.task import normalize_task_name, run_in_thread, task_context
     from task_logger.writer import EnhancedTaskLogger, TaskLogger

@@ -1,4 +1,3 @@
-# ruff: noqa: PTH104, PTH108, PTH208 -- pathlib costs start-up time
 """Other sessions' pending files: taking those of dead ones, and looking at all of them.
 
 The lock of a pending file tells: whoever gets it knows that the session is dead, and alone settles the file.

@@ -1,4 +1,3 @@
-# ruff: noqa: PTH101, PTH102, PTH104, PTH108, PTH112, PTH116, PTH119, PTH120
 """What was too large for a line, kept by its content: <plan>/artifacts/<2 digits>/<64 digits of its SHA-256>.
 
     bytes, or an open file -> an unnamed file in the same folder -> linked to its name: whole, or not there

@@ -120,7 +120,7 @@ def _path(*, as_json: bool, **where: str | None) -> None:
     """Print the path of a task's log, which need not exist."""
     path = _path_of(**where)
     if as_json:
-        _echo(_dumps({"path": path, "exists": os.path.exists(path)}))  # noqa: PTH110
+        _echo(_dumps({"path": path, "exists": os.path.exists(path)}))
     else:
         sys.stdout.buffer.write(os.fsencode(path) + b"\n")  # exactly these bytes, for other programs
 
@@ -289,10 +289,10 @@ def _existing_path_of(
 ) -> str:
     """Return the path of the log that is meant; where only its name is left open, the one there is."""
     path = _path_of(plan_id=plan_id, task_id=task_id, task_name=task_name, log_dir=log_dir)
-    if task_name is not None or task_id is None or os.path.exists(path):  # noqa: PTH110
+    if task_name is not None or task_id is None or os.path.exists(path):
         return path
     number_or_id = str(task_number(task_id) or normalize_task_name(task_id))
-    folder = os.path.dirname(path)  # noqa: PTH120
+    folder = os.path.dirname(path)
     found = [log for log in find_logs(log_root(log_dir)) if log.startswith(f"{folder}/{number_or_id}.")]
     if len(found) > 1:
         raise click.UsageError(f"task {task_id} has several logs: say --name, or one of {', '.join(found)}")

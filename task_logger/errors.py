@@ -61,9 +61,15 @@ class UnsupportedFilesystem(LogPathRefused):
 class LogUnavailable(TaskLogError):
     """The log can't be opened or written now; `reason` says why. All earlier lines are untouched."""
 
-    def __init__(self, path: str, reason: str, *, message: str | None = None) -> None:
-        text = message or f"the task log {path!r} can't be written: {reason}; all earlier lines are untouched"
-        super().__init__(text, path=path)
+    def __init__(
+        self,
+        path: str,
+        reason: str,
+        *,
+        what: str = "can't be written",
+        advice: str = "all earlier lines are untouched; try again when it can be",
+    ) -> None:
+        super().__init__(f"the task log {path!r} {what}: {reason}; {advice}", path=path)
         self.reason = reason
 
 
@@ -71,12 +77,7 @@ class TooManyOpenFiles(LogUnavailable):
     """No descriptor is left for the log."""
 
     def __init__(self, path: str) -> None:
-        reason = "too many files are open"
-        super().__init__(
-            path,
-            reason,
-            message=f"the task log {path!r} can't be opened: {reason}; close some, or raise `ulimit -n`",
-        )
+        super().__init__(path, "too many files are open", advice="close some, or raise `ulimit -n`")
 
 
 class LogDiskFull(LogUnavailable):
@@ -86,14 +87,14 @@ class LogDiskFull(LogUnavailable):
     """
 
     def __init__(
-        self, path: str, *, reason: str, line_bytes: int, written_bytes: int, free_bytes: int | None
+        self, path: str, reason: str, *, line_bytes: int, written_bytes: int, free_bytes: int | None
     ) -> None:
         free = "an unknown number of" if free_bytes is None else free_bytes
         super().__init__(
             path,
-            reason,
-            message=f"the task log {path!r} can't take a line of {line_bytes} bytes ({reason}; {free} bytes "
-            f"free, {written_bytes} of them were written): all earlier lines are untouched; free some space",
+            f"{reason} ({free} bytes free)",
+            what=f"took only {written_bytes} of the {line_bytes} bytes of a line",
+            advice="all earlier lines are untouched; free some space",
         )
         self.line_bytes = line_bytes
         self.written_bytes = written_bytes
@@ -110,13 +111,8 @@ class LogLocked(LogUnavailable):
 
     def __init__(self, path: str, *, waited_s: float, holder_pid: int | None) -> None:
         holder = "another process" if holder_pid is None else f"process {holder_pid}"
-        reason = f"{holder} has held its lock for over {waited_s:g} s"
-        super().__init__(
-            path,
-            reason,
-            message=f"the task log {path!r} is locked: {reason} (is it stopped?); nothing was written; "
-            f"let it go on (kill -CONT), or end it",
-        )
+        advice = "nothing was written; if it is stopped, let it go on (kill -CONT), or end it"
+        super().__init__(path, f"{holder} has held its lock for over {waited_s:g} s", advice=advice)
         self.waited_s = waited_s
         self.holder_pid = holder_pid
 
@@ -125,24 +121,16 @@ class LogMoved(LogUnavailable):
     """The open log is no longer the file at its path; nothing was written to either."""
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(
-            path,
-            reason,
-            message=f"the task log {path!r} is not where it was: {reason}; nothing was written; "
-            f"put it back, or start a new session",
-        )
+        advice = "nothing was written; put it back, or start a new session"
+        super().__init__(path, reason, what="is not where it was", advice=advice)
 
 
 class LogSyncFailed(LogUnavailable):
     """The disk reported an error for what was written; it may be lost, and no later sync could tell."""
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(
-            path,
-            reason,
-            message=f"the task log {path!r} could not be synced to disk: {reason}; its last line may not "
-            f"survive a loss of power; check the disk, then start a new session",
-        )
+        advice = "its last line may not survive a loss of power; check the disk, then start a new session"
+        super().__init__(path, reason, what="could not be synced to disk", advice=advice)
 
 
 class LogFailed(TaskLogError):
@@ -179,13 +167,8 @@ def log_error(path: str, exc: OSError, *, line_bytes: int = 0, written_bytes: in
     if exc.errno == errno.EMFILE:
         return TooManyOpenFiles(path)
     if exc.errno in _FULL:
-        return LogDiskFull(
-            path,
-            reason=reason,
-            line_bytes=line_bytes,
-            written_bytes=written_bytes,
-            free_bytes=_free_bytes(path),
-        )
+        free = _free_bytes(path)
+        return LogDiskFull(path, reason, line_bytes=line_bytes, written_bytes=written_bytes, free_bytes=free)
     if exc.errno in _NOW:
         return LogUnavailable(path, reason)
     return LogPathRefused(path, reason)
@@ -197,7 +180,7 @@ def _free_bytes(path: str) -> int | None:
         try:
             found = os.statvfs(path)
         except FileNotFoundError:
-            parent = os.path.dirname(path)  # noqa: PTH120  # pathlib would cost start-up time
+            parent = os.path.dirname(path)  # pathlib would cost start-up time
             if parent == path:
                 return None
             path = parent

@@ -68,7 +68,7 @@ def holder_pid(status: os.stat_result) -> int | None:
     """The process that holds the flock of a file, from `/proc/locks`; `None` where that doesn't say."""
     name = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     try:
-        with open("/proc/locks", encoding="ascii") as locks:  # noqa: PTH123  # pathlib costs start-up time
+        with open("/proc/locks", encoding="ascii") as locks:  # pathlib costs start-up time
             for line in locks:
                 parts = line.split()
                 if parts[1] == "FLOCK" and parts[5] == name and int(parts[4]) > 0:

@@ -1,4 +1,3 @@
-# ruff: noqa: PTH101, PTH102, PTH112, PTH120 -- pathlib costs start-up time
 """Opening and creating the files and folders of a task log, safely.
 
     path -> looked at without following links -> opened so that nothing can block -> looked at again

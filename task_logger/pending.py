@@ -1,4 +1,3 @@
-# ruff: noqa: PTH108
 """A session's pending file: what runs now, and what could not be written yet.
 
     open:   the log's name -------------> header, which stays

@@ -94,7 +94,7 @@ class LogReader:
     def check_path(self) -> None:
         """Raise `LogUnreadable` where the path is no longer this file."""
         try:
-            is_here = os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno()))  # noqa: PTH116
+            is_here = os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno()))
         except OSError:
             is_here = False
         if not is_here:

@@ -9,9 +9,10 @@ The text rules at the end say how a text that is too long, or isn't Unicode, is 
 
 from __future__ import annotations
 
-import hashlib
+import codecs
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from typing import IO, Literal
 
 Status = Literal["ok", "error", "timeout", "interrupted", "crashed", "unknown"]
@@ -21,6 +22,9 @@ OutputName = Literal["stdout", "stderr"]
 
 MAX_TEXT_BYTES = 1 << 20
 """A text field of a line that is longer keeps only its ends; all of it becomes an artifact."""
+
+LOSSY_ERRORS = "record-lossy"
+"""The error handler that decodes as `decode_output` does: registered here, for decoders that take pieces."""
 
 KEPT_TEXT_BYTES = 64 << 10
 """How much of each end of such a text stays in the line."""
@@ -51,7 +55,7 @@ class Artifact:
     sha256: str
     bytes: int
     mime: str
-    content: Content | None = field(default=None, compare=False, repr=False)
+    content: Content | None = dataclass_field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +88,7 @@ class NamespaceChanges:
     changed_vars: Sequence[str] = ()
     removed_vars: Sequence[str] = ()
     added_imports: Sequence[str] = ()
-    variables: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    variables: Mapping[str, Mapping[str, object]] = dataclass_field(default_factory=dict)
     diff_complete: bool = True
 
 
@@ -93,7 +97,8 @@ NO_CHANGES = NamespaceChanges()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LateOutput:
-    """Output of a thread, task or program of an earlier execution; `seq` is that execution, `None` if unknown."""
+    """Output of a thread, task or program of an earlier execution; `seq` is that execution, `None` if
+    unknown."""
 
     name: OutputName
     text: str
@@ -113,7 +118,7 @@ class ExecutionRequest:
     seq: int
     task: TaskIds
     timestamp: str
-    tags: Mapping[str, object] = field(default_factory=dict)
+    tags: Mapping[str, object] = dataclass_field(default_factory=dict)
     time_limit_s: float | None = None
     allow_input: bool = False
     actor: str | None = None
@@ -172,7 +177,7 @@ class ExecutionRecord:
     outcome: ExecutionOutcome
     head: LogHead | None = None
     notices: tuple[str, ...] = ()
-    extra: Mapping[str, object] = field(default_factory=dict)
+    extra: Mapping[str, object] = dataclass_field(default_factory=dict)
 
 
 def decode_output(data: bytes) -> tuple[str, bool]:
@@ -184,15 +189,24 @@ def decode_output(data: bytes) -> tuple[str, bool]:
     try:
         return data.decode(), False
     except UnicodeDecodeError:
-        pass
-    try:
-        text = data.decode("utf-8", "surrogatepass")
-    except UnicodeDecodeError:
-        return data.decode("utf-8", "backslashreplace"), True
-    return text.encode("utf-8", "backslashreplace").decode(), True
+        return data.decode("utf-8", LOSSY_ERRORS), True
 
 
-def keep_text(field_name: str, text: str, mime: str = "text/plain; charset=utf-8") -> tuple[str, Artifact | None, bool]:
+def _escape_bytes(exc: UnicodeError) -> tuple[str, int]:
+    assert isinstance(exc, UnicodeDecodeError)
+    piece = exc.object[exc.start : exc.start + 3]
+    if len(piece) == 3 and piece[0] == 0xED and 0xA0 <= piece[1] <= 0xBF and piece[2] & 0xC0 == 0x80:
+        return f"\\u{0xD000 | (piece[1] & 0x3F) << 6 | piece[2] & 0x3F:04x}", exc.start + 3
+    text, end = codecs.backslashreplace_errors(exc)
+    return str(text), end
+
+
+codecs.register_error(LOSSY_ERRORS, _escape_bytes)
+
+
+def keep_text(
+    field_name: str, text: str, mime: str = "text/plain; charset=utf-8"
+) -> tuple[str, Artifact | None, bool]:
     """Make a text fit for a line.
 
     Returns the text for the line, the artifact with its exact bytes (`None` if the line has them all), and
@@ -204,9 +218,13 @@ def keep_text(field_name: str, text: str, mime: str = "text/plain; charset=utf-8
         data, lossy = text.encode("utf-8", "surrogatepass"), True
         text = text.encode("utf-8", "backslashreplace").decode()
     if len(text) > MAX_TEXT_BYTES or len(data) > MAX_TEXT_BYTES:
-        text, lossy = elide(data[:KEPT_TEXT_BYTES], data[-KEPT_TEXT_BYTES:], total_bytes=len(data), lossy=lossy)
+        text, lossy = elide(
+            data[:KEPT_TEXT_BYTES], data[-KEPT_TEXT_BYTES:], total_bytes=len(data), lossy=lossy
+        )
     elif not lossy:
         return text, None, False
+    import hashlib  # 2 ms: not for processes that never get here
+
     digest = hashlib.sha256(data).hexdigest()
     return text, Artifact(field=field_name, sha256=digest, bytes=len(data), mime=mime, content=data), lossy
 

@@ -1,4 +1,3 @@
-# ruff: noqa: PTH100, PTH119, PTH120 -- pathlib costs start-up time
 """One session's way into its task log.
 
     request ----> begin  -> pending file: what runs now
@@ -104,12 +103,10 @@ class SessionLog:
             self._is_behind = True
             self._pending.hold()
         self._running = request
-        log, pending = self._log, self._pending
-        if log is not None:
+        if (log := self._log) is not None:
             self._begun_bytes, self._begun_inode = log.known_bytes, log.inode
         try:
-            if pending is None:
-                pending = self._open_pending()
+            pending = self._pending or self._open_pending()
             pending.begin(
                 encode_request(request), request.seq, log_inode=self._begun_inode, log_bytes=self._begun_bytes
             )
@@ -182,7 +179,6 @@ class SessionLog:
             make_folder(self._plan_folder, fsync=self._fsync)
             wait_s = LOCK_WAIT_S if self._backlog.error is None else RETRY_LOCK_WAIT_S
             self._log = LogFile(self.path, fsync=self._fsync, lock_wait_s=wait_s)
-            self._log.lock_wait_s = LOCK_WAIT_S
         if self._pending is None:
             self._open_pending()
         self._settle()
@@ -204,10 +200,8 @@ class SessionLog:
     def _settle(self) -> None:
         if self._log is not None:
             self._settle_at_s = monotonic() + _SETTLE_EVERY_S
-            self.notices += settle(self._plan_folder, self._log, own=self._own_names(), fsync=self._fsync)
-
-    def _own_names(self) -> tuple[str, ...]:
-        return () if self._pending is None else (self._pending.name,)
+            own = () if self._pending is None else (self._pending.name,)
+            self.notices += settle(self._plan_folder, self._log, own=own, fsync=self._fsync)
 
     def _check(self) -> None:
         if self._failure is not None:
@@ -259,9 +253,7 @@ class SessionLog:
             raise error
         self._is_behind = True
         self._backlog.error = error
-        if self._log is not None and not self._is_same_file():
-            self._log.close()
-            self._log = None
+        self._forget_moved_log()
         if self._pending is None:
             with contextlib.suppress(TaskLogError):  # then it is kept in memory, and said
                 self._open_pending()
@@ -276,13 +268,13 @@ class SessionLog:
             f"the line of execution {seq} is not in the log: {error}; {kept}, until it can be appended"
         )
 
-    def _is_same_file(self) -> bool:
-        assert self._log is not None
-        try:
-            self._log.check()
-        except TaskLogError:
-            return False
-        return True
+    def _forget_moved_log(self) -> None:
+        if self._log is not None:
+            try:
+                self._log.check()
+            except TaskLogError:
+                self._log.close()
+                self._log = None
 
     def _complain(self, error: TaskLogError) -> None:
         if not (self._is_behind or self._running):

@@ -57,7 +57,7 @@ def _settle_file(plan_folder: str, log: LogFile, path: str, *, fsync: bool) -> l
         if abandoned.entries is None:
             aside = abandoned.put_aside()
             return [f"a pending file of a session that died makes no sense; it is kept as {aside}"]
-        log_name = os.path.basename(log.path)  # noqa: PTH119  # pathlib costs start-up time
+        log_name = os.path.basename(log.path)  # pathlib costs start-up time
         if any(entry.log_name != log_name for entry in abandoned.entries):
             return []  # the next writer of that log does it
         notices = append_missing(plan_folder, log, abandoned.entries, fsync=fsync)

@@ -75,7 +75,7 @@ def summarize(path: str) -> LogSummary:
         ok=succeeded,
         failed=failed,
         last=str(last.get("timestamp", "")),
-        bytes=os.stat(path).st_size,  # noqa: PTH116
+        bytes=os.stat(path).st_size,
         damaged=len(tally.alarming()),
         path=path,
     )

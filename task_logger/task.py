@@ -1,4 +1,3 @@
-# ruff: noqa: PTH100, PTH111
 """Which plan and task an execution belongs to, and where their log is.
 
 arguments, else FLOW_* -> TaskIds of a session -> <root>/<plan>/<n>.<name>.jsonl

@@ -1,5 +1,6 @@
 # The tour of `json-repl demo`: a session on real data (planets.csv, beside this file), standard library only.
 # ruff: noqa -- cells of a session: bare expressions and late imports are what they are about
+# fmt: off
 # %% Load the planets
 import csv
 from importlib.resources import files
