@@ -1,17 +1,22 @@
 # Everything runs in .venv, made on first use with nothing but python3 (>= 3.11), pip and make.
+# Another Python: make PYTHON=/usr/bin/python3.12 demo
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test test-slow lint bench clean
 
+# pip stays outside of it: Debian's python3 has no ensurepip, and its own pip refuses to install into the system.
 $(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "json-repl needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + "; name another: make PYTHON=/path/to/python3")'
+	@$(PYTHON) -m pip --version > /dev/null || { echo "pip is missing: apt install python3-pip, or name another Python: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "Setting up $(VENV), this first time only: about 400 MB, from the package index"
 	$(PYTHON) -m venv --without-pip $(VENV)
 	$(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check -e '.[test]'
-	touch $@
+	@touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/json-repl demo
+	@$(BIN)/json-repl demo
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -m 'not slow'
@@ -29,4 +34,4 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache dist build
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build

@@ -154,7 +154,8 @@ def replace_input(stdin: InputStream) -> Callable[..., str]:
     plain_input = builtins.input
 
     def ask_input(prompt: object = "", /) -> str:
-        if sys.stdin is stdin:
+        current: object = sys.stdin
+        if current is stdin:
             return stdin.ask_line(str(prompt))
         return str(plain_input(prompt))
 

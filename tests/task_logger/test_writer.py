@@ -334,14 +334,14 @@ def test_the_largest_file_size_allowed_is_named(tmp_path: Path) -> None:
         "try:\n"
         "    while True: log.append(b'{\"code\":\"%b\"' % (b'x' * 1000))\n"
         "except LogDiskFull as exc:\n"
-        "    print(exc.written_bytes, exc.reason)\n"
+        "    print(exc.written_bytes, exc)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100000, resource.RLIM_INFINITY))\n"
         "print(log.append(b'{\"code\":1').n)\n"
     )
     run = _python(script, str(path))
     assert run.stderr == ""
     written, n = run.stdout.splitlines()
-    assert written.endswith("File too large")
+    assert "File too large" in written
     assert int(n) == len(check_log(path).lines)
     _is_whole(path)
 
