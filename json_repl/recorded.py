@@ -5,11 +5,13 @@ request --> pending file --> inner executor --> outcome --> one line --> record
 
 from __future__ import annotations
 
+import _thread
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
 from repl_kernel.errors import ExecutorClosed, InterruptedByCaller, KernelError
 from repl_kernel.executor import Executor, OnInput, OnOutput
+from task_logger.errors import LogClosed
 from task_logger.record import (
     ExecutionError,
     ExecutionOutcome,
@@ -35,6 +37,7 @@ class RecordedExecutor:
         self._open_log = open_log
         self._logs: OrderedDict[TaskIds, SessionLog] = OrderedDict({task: first_log})
         self._task, self._log = task, first_log
+        self._turn = _thread.RLock()
 
     @property
     def route(self) -> Route:
@@ -52,10 +55,14 @@ class RecordedExecutor:
         """Run a request and return its record, which is in the log then, or kept until it can be.
 
         A route that cannot run the request (no process to be had, say) makes that the outcome. Raises
-        `InterruptedByCaller` once the line is written, and with `TASK_LOG_STRICT=1` the log's own errors.
+        `InterruptedByCaller` once the line is written, `ExecutorClosed` (in a forked child too), and with
+        `TASK_LOG_STRICT=1` the log's own errors. The caller lets one thread in at a time.
         """
         log = self._log if request.task is self._task else self._switch_log(request.task)
-        log.begin(request)
+        try:
+            log.begin(request)
+        except LogClosed as exc:
+            raise ExecutorClosed(str(exc)) from exc
         try:
             outcome = self._inner.execute(request, on_output, on_input)
         except InterruptedByCaller as exc:
@@ -90,7 +97,8 @@ class RecordedExecutor:
         self, request: ExecutionRequest, on_output: OnOutput | None = None, on_input: OnInput | None = None
     ) -> ExecutionOutcome:
         """See `Executor`; `record` returns the log's head as well."""
-        return self.record(request, on_output, on_input).outcome
+        with self._turn:
+            return self.record(request, on_output, on_input).outcome
 
     def interrupt(self) -> bool:
         """See `Executor`."""
@@ -105,12 +113,13 @@ class RecordedExecutor:
         return self._inner.variables()
 
     def close(self) -> None:
-        """Close the executor inside, then the logs."""
+        """Close the executor inside, then the logs, once a running execution has its line."""
         try:
             self._inner.close()
         finally:
-            for log in self._logs.values():
-                log.close()
+            with self._turn:
+                for log in self._logs.values():
+                    log.close()
 
     def _switch_log(self, task: TaskIds) -> SessionLog:
         log = self._logs.get(task)

@@ -69,6 +69,7 @@ class Session:
         self._actor = actor or "python"
         self._time_limit_s = _checked_time_limit(time_limit_s)
         self._turn = _thread.RLock()
+        self._owner_pid = os.getpid()
         self._seq = 0
         self._contexts: tuple[TaskContext | None, TaskIds, Mapping[str, object]] = (None, self.task, _NO_TAGS)
         chosen = _route_of(route)
@@ -186,6 +187,10 @@ class Session:
     def close(self) -> None:
         """Interrupt what runs, end the worker and all it started, close the log; idempotent."""
         if self._is_closed:
+            return
+        if os.getpid() != self._owner_pid:  # a fork of the host: a thread that isn't here may hold the lock
+            self._is_closed = True
+            self._recorded.close()
             return
         self._recorded.interrupt()
         with self._turn:

@@ -32,10 +32,10 @@ def wire_form(record: ExecutionRecord, log_path: str) -> dict[str, Any]:
             "seq": record.request.seq,
             "route": outcome.route,
             "elapsed_ms": outcome.elapsed_ms,
-            "added_vars": changes.added_vars,
-            "changed_vars": changes.changed_vars,
-            "removed_vars": changes.removed_vars,
-            "added_imports": changes.added_imports,
+            "added_vars": list(changes.added_vars),
+            "changed_vars": list(changes.changed_vars),
+            "removed_vars": list(changes.removed_vars),
+            "added_imports": list(changes.added_imports),
             "log": {"path": log_path, "n": None, "hash": None}
             if head is None
             else {"path": head.path, "n": head.n, "hash": head.hash},

@@ -56,6 +56,9 @@ class OutputCollector:
     def begin(self) -> None:
         """Forget what came before."""
         if self.size:
+            self._decoder.reset()
+            if self._spool is not None:
+                self._spool.close()
             self._reset()
 
     def feed(self, data: bytes, on_output: OnOutput | None = None) -> None:
@@ -80,9 +83,10 @@ class OutputCollector:
         if not self.size:
             return "", None, False
         if self._spool is not None:
-            self._spool.flush()
+            spool, self._spool = self._spool, None  # whoever has the artifact closes it
+            spool.flush()
             text, lossy = elide(self._first, self._last, total_bytes=self.size)
-            return text, self._artifact(self._hash.hexdigest(), self._spool), lossy
+            return text, self._artifact(self._hash.hexdigest(), spool), lossy
         data = b"".join(self._parts)
         text, lossy = decode_output(data)
         if not lossy:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Set
-from typing import Any
+from collections.abc import Callable, Set
+from typing import Any, ParamSpec, TypeVar
 
 from repl_kernel.capture import OpenSpool, OutputCollector
 from repl_kernel.errors import ProtocolViolation
@@ -20,11 +20,17 @@ from repl_kernel.interruption import Interruption
 from repl_kernel.late import LateCollector
 from repl_kernel.worker_link import WorkerLink
 
+_Given = ParamSpec("_Given")
+_Answer = TypeVar("_Answer")
+
 _LONGEST_WAIT_S = 0.1
 """An interruption begun in another thread goes on no later than this."""
 
 _GATHERED_OUTPUT_BYTES = 1 << 20
 """From here on the worker gathers output into blocks, and must be asked to write out a rest."""
+
+_LAST_READS = 4
+"""A full pipe is empty after one reading; what comes behind that is another program's."""
 
 _FLUSH_WAIT_S = 0.025
 """Half of the 50 ms within which output is passed on."""
@@ -32,6 +38,24 @@ _FLUSH_WAIT_S = 0.025
 
 class WorkerDied(Exception):
     """The worker has ended, or no longer speaks the protocol."""
+
+
+class _RaisedByCaller(Exception):  # noqa: N818 - caught inside this module only
+    """A callback raised `error`: never to be taken for the worker's end, whatever it is."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+
+def _guarded(callback: Callable[_Given, _Answer]) -> Callable[_Given, _Answer]:
+    def call(*args: _Given.args, **kwargs: _Given.kwargs) -> _Answer:
+        try:
+            return callback(*args, **kwargs)
+        except Exception as exc:
+            raise _RaisedByCaller(exc) from exc
+
+    return call
 
 
 class Exchange:
@@ -63,10 +87,11 @@ class Exchange:
         `keyboard_interrupt` for the caller to raise; texts that came ahead of the reply are in `parts`.
         """
         self._link = link
-        self._on_output, self._on_input = on_output, on_input
+        self._on_output = on_output if on_output is None else _guarded(on_output)
+        self._on_input = on_input if on_input is None else _guarded(on_input)
         self._deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
         self._received_bytes = 0
-        self._flush_is_due = False
+        self._flush_at_s: float | None = None
         self.parts: dict[str, OutputCollector] | None = None
         self.keyboard_interrupt: KeyboardInterrupt | None = None
         is_sent = False
@@ -84,6 +109,8 @@ class Exchange:
             except KeyboardInterrupt as exc:
                 self.keyboard_interrupt = exc
                 self._interruption.begin("interrupted")
+            except _RaisedByCaller as exc:
+                raise exc.error from None
             except (EOFError, OSError, ProtocolViolation) as exc:
                 self._drain_the_dead()
                 raise WorkerDied(str(exc)) from exc
@@ -129,7 +156,9 @@ class Exchange:
         if self._on_input is not None:
             try:
                 answer["text"] = self._on_input(question["prompt"], question["password"])
-            except EOFError:
+            except _RaisedByCaller as exc:
+                if not isinstance(exc.error, EOFError):
+                    raise
                 pass  # no text: the worker raises EOFError in the code
         self._link.send(answer)
 
@@ -141,10 +170,10 @@ class Exchange:
             self._deadline = None
             self._interruption.begin("timeout")
         self._interruption.go_on()
+        if self._flush_at_s is not None and time.monotonic() >= self._flush_at_s:
+            self._flush_at_s = None
+            link.ask_to_flush()
         if not ready:
-            if self._flush_is_due:
-                self._flush_is_due = False
-                link.ask_to_flush()
             return None
         self._drain(ready)
         if link.has_message(ready):
@@ -154,21 +183,24 @@ class Exchange:
         return None
 
     def _timeout_s(self) -> float:
-        timeout_s = _FLUSH_WAIT_S if self._flush_is_due else _LONGEST_WAIT_S
-        if self._deadline is not None:
-            timeout_s = min(timeout_s, max(0.0, self._deadline - time.monotonic()))
+        timeout_s = _LONGEST_WAIT_S
+        for end_s in (self._deadline, self._flush_at_s):
+            if end_s is not None:
+                timeout_s = min(timeout_s, max(0.0, end_s - time.monotonic()))
         return timeout_s
 
     def _drain(self, ready: Set[int]) -> int:
         size = self._link.drain(ready, self._streams, self._on_output)
         self._received_bytes += size
-        self._flush_is_due = self._flush_is_due or (
-            size > 0 and self._received_bytes > _GATHERED_OUTPUT_BYTES
-        )
+        gathers = self._received_bytes > _GATHERED_OUTPUT_BYTES
+        if size and gathers and self._flush_at_s is None and self._on_output is not None:
+            # A worker that finds nothing to write out then stops gathering: nothing can wait unseen.
+            self._flush_at_s = time.monotonic() + _FLUSH_WAIT_S
         return size
 
     def _drain_the_dead(self) -> None:
         """Take what is left in the pipes; a program that still writes to them is not waited for."""
         self._link.wait_for_death(limit_s=0.2)
-        while self._drain(self._link.wait(0)) >= 1 << 16:
-            pass
+        for _ in range(_LAST_READS):
+            if self._drain(self._link.wait(0)) < 1 << 16:
+                break

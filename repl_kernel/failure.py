@@ -20,12 +20,16 @@ def describe_failure(exc: BaseException, filename: str) -> ExecutionError:
     An exception whose own `__str__` fails, or deletes itself, is described all the same.
     """
     try:
-        message = str(exc)
-    except Exception as failure:  # noqa: BLE001 - the user's __str__ may raise anything
+        message = str.__str__(str(exc))  # a text, even where __str__ returns something derived from it
+    except KeyboardInterrupt:
+        raise
+    except BaseException as failure:  # noqa: BLE001 - the user's __str__ may raise anything
         message = _UNPRINTABLE.format(type(failure).__name__)
     try:
         text = "".join(_format(exc))
-    except Exception as failure:  # noqa: BLE001
+    except KeyboardInterrupt:
+        raise
+    except BaseException as failure:  # noqa: BLE001
         text = f"{type(exc).__name__}: {message}\n({_UNPRINTABLE.format(type(failure).__name__)})\n"
     return ExecutionError(
         type=type(exc).__name__, message=message, traceback=text, line=_line_of(exc, filename)

@@ -164,14 +164,22 @@ class WorkerExecutor:
         if link.task is not request.task:
             link.task = request.task
             message["env"] = {
-                "FLOW_PLAN_ID": request.task.plan_id,
-                "FLOW_TASK_ID": request.task.task_id,
-                "FLOW_TASK_NAME": request.task.task_name,
+                "FLOW_PLAN_ID": _environment_text(request.task.plan_id),
+                "FLOW_TASK_ID": _environment_text(request.task.task_id),
+                "FLOW_TASK_NAME": _environment_text(request.task.task_name),
             }
+        if not code.isascii():
+            try:
+                code.encode()
+            except UnicodeEncodeError:  # JSON can't hold it; what is wrong with it, the compiler says
+                del message["code"]
+                message["code_hex"] = code.encode("utf-8", "surrogatepass").hex()
         return message
 
     def interrupt(self) -> bool:
         """Interrupt the running execution; asked again, it takes the next harder step at once."""
+        if os.getpid() != self._owner_pid:  # a fork of the host: what runs there isn't this process's
+            return False
         return self._interruption.begin("interrupted")
 
     def restart(self) -> None:
@@ -203,20 +211,26 @@ class WorkerExecutor:
 
     def close(self) -> None:
         """End the worker (its `atexit` handlers run, for 2 s at most), the keeper and all they started."""
+        if os.getpid() != self._owner_pid:  # a fork of the host: the worker isn't this process's to end
+            self._abandon()
+            return
         self._interruption.begin("interrupted")
         with self._turn:
             if self._is_closed:
                 return
             self._is_closed = True
             link, self._link = self._link, None
-            if os.getpid() != self._owner_pid:  # a fork of the host: the worker isn't this process's to end
-                self._keeper.abandon()
-                if link is not None:
-                    link.close()
-                return
             if link is not None:
                 self._let_end(link)
             self._keeper.end()
+
+    def _abandon(self) -> None:
+        """Close our copies of the descriptors; no lock, a thread that isn't here may have held it."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._keeper.abandon()
+            if self._link is not None:
+                self._link.close()
 
     def _let_end(self, link: WorkerLink) -> None:
         """Have the worker end as Python does, draining what it writes: nobody else will."""
@@ -284,3 +298,8 @@ class WorkerExecutor:
         link.close()
         self._link = None
         return death
+
+
+def _environment_text(text: str) -> str:
+    """A text as the environment can hold it: no NUL, and what isn't Unicode escaped."""
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()

@@ -133,6 +133,6 @@ class CodeRunner:
 def safe_repr(value: object) -> str:
     """`repr(value)`; where that fails, a text that says so: the execution itself did not fail."""
     try:
-        return repr(value)
+        return str.__str__(repr(value))  # a text, even where __repr__ returns something derived from it
     except Exception as exc:  # noqa: BLE001 - the user's __repr__ may raise anything
         return f"<{type(value).__name__} object; its __repr__ raised {type(exc).__name__}>"

@@ -104,6 +104,7 @@ class SourceKeeper:
 
     def register(self, filename: str, text: str) -> None:
         """Keep a source; without a time of change the entry is never compared with a file."""
+        text = text.removesuffix("\n")
         linecache.cache[filename] = (len(text), None, [line + "\n" for line in text.split("\n")], filename)
 
     def settle(self, filename: str, program: Program | None) -> None:

@@ -31,6 +31,7 @@ class _Descriptor(io.RawIOBase):
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self.written_bytes = 0
+        self.gather_from_bytes = _UNBUFFERED_BYTES
         self.on_much: Callable[[], object] | None = None
 
     def writable(self) -> bool:
@@ -53,7 +54,7 @@ class _Descriptor(io.RawIOBase):
             while size < len(data):
                 size += os.write(self._fd, view[size:])
         self.written_bytes += size
-        if self.written_bytes > _UNBUFFERED_BYTES and self.on_much is not None:
+        if self.written_bytes > self.gather_from_bytes and self.on_much is not None:
             on_much, self.on_much = self.on_much, None
             on_much()
         return size
@@ -88,6 +89,17 @@ class OutputStream(io.TextIOWrapper):
         self._gathers = True
         self.reconfigure(write_through=False)
 
+    def flush_on_time(self) -> None:
+        """Write out what is gathered; where nothing was, write through again until there is much to write."""
+        descriptor = self._descriptor
+        before = descriptor.written_bytes
+        self.flush()
+        if self._gathers and descriptor.written_bytes == before:
+            self._gathers = False
+            self.reconfigure(write_through=True)
+            descriptor.gather_from_bytes = before + _UNBUFFERED_BYTES
+            descriptor.on_much = self._gather_blocks
+
     def close(self) -> None:
         """Flush only: the next execution needs the stream."""
         self.flush()
@@ -103,6 +115,7 @@ class OutputStream(io.TextIOWrapper):
                 descriptor.on_much = self._gather_blocks
                 written = descriptor.written_bytes
             descriptor.written_bytes = 0
+            descriptor.gather_from_bytes = _UNBUFFERED_BYTES
         return written
 
 

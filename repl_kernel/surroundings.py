@@ -59,12 +59,13 @@ class HostSurroundings:
         ROUTERS.enter(self._streams)
 
     def end(self, notices: list[str]) -> None:
-        """See `Surroundings`; a stream that the code put into `sys` is there again in the next execution."""
+        """See `Surroundings`; a stream that the code put into `sys` was there for this execution only."""
         del notices
-        replaced = ROUTERS.leave()
-        self._streams = tuple(
-            new if new is not None else old for new, old in zip(replaced, self._streams, strict=True)
-        )
+        ROUTERS.leave()
+        for sink in self._sinks:
+            if (failure := sink.failure) is not None:
+                sink.failure = None
+                raise failure
 
     def close(self) -> None:
         """See `Surroundings`: nothing was taken beyond an execution."""
@@ -125,13 +126,17 @@ class _Sink(io.RawIOBase):
 
     def __init__(self, collector: OutputCollector) -> None:
         self.on_output: OnOutput | None = None
+        self.failure: Exception | None = None
         self._collector = collector
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: bytes) -> int:  # type: ignore[override]  # any buffer
-        self._collector.feed(bytes(data), self.on_output)
+        try:
+            self._collector.feed(bytes(data), self.on_output)
+        except Exception as exc:  # noqa: BLE001 - the callback's: not for the code that prints
+            self.failure, self.on_output = exc, None
         return len(data)
 
 

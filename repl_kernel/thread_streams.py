@@ -21,31 +21,34 @@ class ThreadRouter:
     def __init__(self, name: StreamName) -> None:
         self._name = name
         self._host: Any = None
-        self._of_thread: dict[int, Any] = {}
+        self._of_thread: dict[int, list[Any]] = {}  # the innermost last: executed code may execute code
         self._lock = _thread.allocate_lock()
 
     def enter(self, stream: object) -> None:
         """This thread's executed code gets `stream`."""
         with self._lock:
-            self._of_thread[_thread.get_ident()] = stream
+            self._of_thread.setdefault(_thread.get_ident(), []).append(stream)
             current = getattr(sys, self._name)
             if current is not self:
                 self._host = current
                 setattr(sys, self._name, self)
 
-    def leave(self) -> object:
-        """This thread's execution has ended; returns the stream that it had put in place, `None`
-        where it had not."""
+    def leave(self) -> None:
+        """This thread's execution has ended; a stream that it had put in place goes with it.
+
+        Kept for the next execution, one that passes on to the old `sys.stdout` would pass on to itself.
+        """
         with self._lock:
-            del self._of_thread[_thread.get_ident()]
-            current = getattr(sys, self._name)
-            replaced = None if current is self or current is self._host else current
-            if replaced is not None or not self._of_thread:
-                setattr(sys, self._name, self if self._of_thread else self._host)
-            return replaced
+            thread = _thread.get_ident()
+            streams = self._of_thread[thread]
+            streams.pop()
+            if not streams:
+                del self._of_thread[thread]
+            setattr(sys, self._name, self if self._of_thread else self._host)
 
     def _target(self) -> Any:
-        return self._of_thread.get(_thread.get_ident(), self._host)
+        streams = self._of_thread.get(_thread.get_ident())
+        return streams[-1] if streams else self._host
 
     def write(self, text: str) -> int:
         """As the stream's own."""
@@ -62,6 +65,9 @@ class ThreadRouter:
     def __iter__(self) -> Any:
         return iter(self._target())
 
+    def __next__(self) -> Any:
+        return next(self._target())
+
 
 class Routers:
     """The three routers of this process."""
@@ -74,9 +80,10 @@ class Routers:
         for router, stream in zip(self.routers, streams, strict=True):
             router.enter(stream)
 
-    def leave(self) -> tuple[object, ...]:
-        """This thread's execution has ended; returns what it had put in place of each stream, or `None`."""
-        return tuple(router.leave() for router in self.routers)
+    def leave(self) -> None:
+        """This thread's execution has ended."""
+        for router in self.routers:
+            router.leave()
 
 
 _NAMES: tuple[StreamName, ...] = ("stdin", "stdout", "stderr")

@@ -21,7 +21,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType, ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from repl_kernel.background import Background
 from repl_kernel.errors import ProtocolViolation
@@ -30,6 +30,7 @@ from repl_kernel.keeper import Keeper
 from repl_kernel.linux import forbid_new_privileges, set_parent_death_signal
 from repl_kernel.process_tree import last_pid
 from repl_kernel.reply import send_reply
+from repl_kernel.code_result import CodeResult
 from repl_kernel.run_code import CodeRunner, InterruptGate
 from repl_kernel.streams import FLUSH_SIGNAL, InputStream, OutputStream, refuse_input, replace_input
 
@@ -73,14 +74,12 @@ class Worker:
         self._stdin.ask = self._ask if message["input"] else None
         background, runner = self._background, self._runner
         background.begin(seq)
-        result = runner.run(message["code"], seq)
+        result = runner.run(_code_of(message), seq)
         for stream in self._streams:
             if stream.has_written:
                 stream.end_execution()
-        if (
-            self._is_fork
-        ):  # of the user's, and it ran off the end of the code: only the worker itself may reply
-            os._exit(0)
+        if self._is_fork:  # of the user's, and it ran off the end of the code: only the worker may reply
+            _end_as_python_does(result)
         if background.watches or runner.has_background():
             late: Sequence[Any] = background.end(runner.has_background())
         else:
@@ -176,7 +175,7 @@ class Worker:
     def _on_flush(self, _signal_number: int, _frame: FrameType | None) -> None:
         for stream in self._streams:
             try:
-                stream.flush()
+                stream.flush_on_time()
             except RuntimeError:
                 pass  # it is being flushed right now
 
@@ -186,6 +185,24 @@ class Worker:
     def _on_forked(self) -> None:
         self._is_fork = True
         self._socket.close()
+
+
+def _code_of(message: dict[str, Any]) -> str:
+    if "code" in message:
+        return str(message["code"])
+    return bytes.fromhex(message["code_hex"]).decode("utf-8", "surrogatepass")
+
+
+def _end_as_python_does(result: CodeResult) -> NoReturn:
+    """End a fork of the worker with what its code raised: on stderr, and as exit code."""
+    error, code = result.error, 0
+    if error is not None:
+        code = 1
+        if error.type == "SystemExit" and error.message.isdigit():
+            code = int(error.message) & 0xFF
+        else:
+            os.write(2, error.traceback.encode("utf-8", "backslashreplace"))
+    os._exit(code)
 
 
 def main(arguments: list[str]) -> int:

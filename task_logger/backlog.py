@@ -53,6 +53,8 @@ class Backlog:
             if artifact.content is not None:
                 try:
                     artifacts.put(self._plan_folder, artifact, fsync=self._fsync)
+                    if not isinstance(artifact.content, bytes):
+                        artifact.content.close()
                 except TaskLogError as exc:
                     error = exc
                     self._artifacts.append(artifact)

@@ -1,0 +1,1 @@
+"""What it costs, and whether it is right, measured beside the peers."""

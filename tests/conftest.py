@@ -1,0 +1,141 @@
+"""What all tests share: a log folder of their own, the check of every line they write, counts of what can leak."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.task_logger.log_check import check_log, is_line
+
+PATIENCE_S = 20.0
+"""After this, what must happen is taken for failed; never how long something is meant to take."""
+
+
+@pytest.fixture(scope="session")
+def line_schema() -> Any:
+    """The validator of one line of a task log."""
+    import jsonschema
+
+    schema = json.loads((Path(__file__).parent / "execution.schema.json").read_text(encoding="utf-8"))
+    return jsonschema.Draft202012Validator(schema)
+
+
+@pytest.fixture(autouse=True)
+def _every_whole_line_follows_the_schema(
+    request: pytest.FixtureRequest, line_schema: Any
+) -> Iterator[None]:
+    """Whatever a test leaves below its temporary folder: each line whose hash is right is a valid record."""
+    if "tmp_path" not in request.fixturenames:
+        yield
+        return
+    folder: Path = request.getfixturevalue("tmp_path")
+    yield
+    validate = _validate_fast(line_schema)
+    for path in folder.rglob("*.jsonl"):
+        if path.is_file() and not path.is_symlink():
+            with path.open("rb") as file:
+                for raw in file:
+                    piece = raw.removesuffix(b"\n")
+                    if piece.startswith(b'{"plan_id":') and is_line(piece):
+                        validate(json.loads(piece))
+
+
+def _validate_fast(validator: Any) -> Callable[[dict[str, Any]], None]:
+    """Validate a line; those that differ from one seen before in nothing a schema looks at are taken as read."""
+    seen: set[str] = set()
+
+    def validate(line: dict[str, Any]) -> None:
+        kind = json.dumps([(name, _kind_of(name, value)) for name, value in line.items()])
+        if kind not in seen:
+            validator.validate(line)
+            seen.add(kind)
+
+    return validate
+
+
+def _kind_of(name: str, value: object) -> object:
+    free_texts = ("code", "stdout", "stderr", "task_name", "plan_id", "task_id", "session_id", "actor")
+    if name in free_texts and isinstance(value, str):
+        return "text"
+    if name in ("n", "seq", "elapsed_ms") and isinstance(value, (int, float)) and value >= 1:
+        return type(value).__name__
+    if name in ("prev", "hash") and isinstance(value, str) and len(value) == 64:
+        return set(value) <= set("0123456789abcdef")
+    return value
+
+
+@pytest.fixture
+def log_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The root of this test's logs, from a clean environment; at the end every log must be whole."""
+    for name in list(os.environ):
+        if name.startswith(("FLOW_", "TASK_LOG")) or name == "USE_SUBPROCESS_WORKER":
+            monkeypatch.delenv(name)
+    root = tmp_path / "logs"
+    monkeypatch.setenv("TASK_LOG_DIR", str(root))
+    yield root
+    for path in root.glob("*/*.jsonl"):
+        log = check_log(path)
+        assert log.breaks == []
+        assert log.unnamed == []
+
+
+@dataclass(frozen=True)
+class Leakable:
+    """What a process may forget to give back."""
+
+    descriptors: dict[str, str]
+    children: set[int]
+    threads: set[str]
+
+
+def _leakable() -> Leakable:
+    gc.collect()
+    descriptors = {}
+    for entry in os.listdir("/proc/self/fd"):
+        try:
+            descriptors[entry] = os.readlink(f"/proc/self/fd/{entry}")
+        except FileNotFoundError:
+            pass  # the one that lists the folder
+    task = Path("/proc/self/task")
+    children = {int(pid) for thread in task.iterdir() for pid in (thread / "children").read_text().split()}
+    return Leakable(descriptors, children, {thread.name for thread in threading.enumerate()})
+
+
+@pytest.fixture
+def no_leaks() -> Iterator[None]:
+    """Descriptors, children and threads of this process are at the end what they were at the start."""
+    before = _leakable()
+    yield
+    deadline = time.monotonic() + 2
+    while (after := _leakable()).threads - before.threads and time.monotonic() < deadline:
+        for thread in threading.enumerate():
+            if thread.name not in before.threads:
+                thread.join(0.1)  # one that was told to end needs a moment to do so
+    assert {fd: what for fd, what in after.descriptors.items() if before.descriptors.get(fd) != what} == {}
+    assert after.children - before.children == set()
+    assert after.threads - before.threads == set()
+
+
+WaitUntil = Callable[[Callable[[], object]], None]
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> WaitUntil:
+    """Waits until something in another process is so, which nothing announces; fails where it never is."""
+
+    def wait(is_so: Callable[[], object], patience_s: float = PATIENCE_S) -> None:
+        deadline = time.monotonic() + patience_s
+        while not is_so():
+            assert time.monotonic() < deadline, f"not so within {patience_s} s"
+            time.sleep(0.002)
+
+    return wait
