@@ -1,5 +1,3 @@
-"""`python -m json_repl_session`: the name existing Flow backends spawn."""
+"""`python -m json_repl_session`: what existing Flow backends spawn; the same as `python -m json_repl`."""
 
-import runpy
-
-runpy.run_module("json_repl", run_name="__main__", alter_sys=True)
+__import__("runpy").run_module("json_repl", run_name="__main__", alter_sys=True)

@@ -29,6 +29,9 @@ _LONGEST_WAIT_S = 0.1
 _GATHERED_OUTPUT_BYTES = 1 << 20
 """From here on the worker gathers output into blocks, and must be asked to write out a rest."""
 
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError)
+"""What a message raises that lacks a field, or has one of another type: executed code may have written it."""
+
 _LAST_READS = 4
 """A full pipe is empty after one reading; what comes behind that is another program's."""
 
@@ -40,7 +43,7 @@ class WorkerDied(Exception):
     """The worker has ended, or no longer speaks the protocol."""
 
 
-class _RaisedByCaller(Exception):  # noqa: N818 - caught inside this module only
+class _RaisedByCaller(Exception):
     """A callback raised `error`: never to be taken for the worker's end, whatever it is."""
 
     def __init__(self, error: Exception) -> None:
@@ -111,7 +114,7 @@ class Exchange:
                 self._interruption.begin("interrupted")
             except _RaisedByCaller as exc:
                 raise exc.error from None
-            except (EOFError, OSError, ProtocolViolation) as exc:
+            except (EOFError, OSError, ProtocolViolation, *_MALFORMED) as exc:
                 self._drain_the_dead()
                 raise WorkerDied(str(exc)) from exc
             else:

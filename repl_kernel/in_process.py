@@ -44,6 +44,7 @@ class LocalExecutor:
         self._gate: ThreadGate | SignalGate = SignalGate() if owns_process else ThreadGate()
         self._interruption = LocalInterruption(self._gate)
         self._runner = self._new_runner()
+        self._modules_seen = 0
         self._surroundings: Surroundings = (
             OwnSurroundings(self._streams, self._late, open_spool)
             if owns_process
@@ -59,8 +60,11 @@ class LocalExecutor:
                 raise ExecutorClosed("this executor is closed; make another one")
             gathered = Gathered("local", "none", self._streams)
             for stream in self._streams:
-                stream.begin()
+                if stream.size:
+                    stream.begin()
             self._surroundings.begin(on_output, on_input if request.allow_input else None)
+            if len(sys.modules) != self._modules_seen:
+                self._runner.forget_imports()
             self._interruption.arm(request.time_limit_s)
             try:
                 result = self._runner.run(request.code, request.seq)
@@ -71,8 +75,11 @@ class LocalExecutor:
                 self._surroundings.end(gathered.notices)
             if self._late.has_some:
                 gathered.late = self._late.take(gathered.artifacts)
+            self._modules_seen = len(sys.modules)
             outcome = assemble(result, gathered)
-            return self._judge(outcome, request)
+            if outcome.status == "interrupted" or self._interruption.reason is not None:
+                return self._judge(outcome, request)
+            return outcome
 
     def _judge(self, outcome: ExecutionOutcome, request: ExecutionRequest) -> ExecutionOutcome:
         """Tell a time limit, an interrupt that was asked for, and a KeyboardInterrupt of the host's apart."""

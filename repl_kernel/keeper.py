@@ -50,6 +50,7 @@ class Keeper:
     def run(self, first_data_fd: int) -> int:
         """Fork the first worker on the inherited descriptors, then serve the session until it ends."""
         become_subreaper()
+        _close_inherited({self._control.fileno(), first_data_fd})
         session_fd = os.pidfd_open(self._session_pid)
         if os.getppid() != self._session_pid:
             return 0  # the session died before it could be watched
@@ -172,3 +173,13 @@ class Keeper:
                 os.read(self._wakeup_fd, _PACKET_BYTES)
             except BlockingIOError:
                 pass
+
+
+def _close_inherited(kept: set[int]) -> None:
+    """Close what a host left open to its children: none of it is the worker's business."""
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd > 2 and fd not in kept:
+            try:
+                os.close(fd)
+            except OSError:
+                pass  # the descriptor of the listing itself

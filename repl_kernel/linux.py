@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import os
 import struct
@@ -9,7 +10,7 @@ import struct
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
-_SIGEV_SIGNAL = 0
+_SIGEV_THREAD_ID = 4
 _CLOCK_MONOTONIC = 1
 _FALLOC_FL_KEEP_SIZE = 1
 _FALLOC_FL_PUNCH_HOLE = 2
@@ -51,25 +52,24 @@ def punch_hole(fd: int, offset: int, length: int) -> None:
 
 
 class SignalTimer:
-    """A timer that sends this process a signal; unlike a thread it needs no turn of the interpreter."""
+    """A timer that signals the thread that made it; unlike a thread it needs no turn of the interpreter."""
 
     def __init__(self, signal_number: int) -> None:
         """Make a timer that stands still; raises OSError where the system has none."""
         import ctypes
 
-        self._ctypes = ctypes
         try:
             self._libc = ctypes.CDLL(None, use_errno=True)
             create = self._libc.timer_create
         except AttributeError as exc:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from exc
-        event = struct.pack("Qii48x", 0, signal_number, _SIGEV_SIGNAL)
+        event = struct.pack("Qiii44x", 0, signal_number, _SIGEV_THREAD_ID, _thread.get_native_id())
         self._id = ctypes.c_void_p()
         if create(_CLOCK_MONOTONIC, event, ctypes.byref(self._id)) != 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
     def set(self, first_s: float, again_s: float) -> None:
-        """Send the signal after the first time, then again and again after the second; 0 and 0 stop it."""
+        """Send the signal after the first time, then after the second again and again; 0 stops it."""
         times = struct.pack("4l", *divmod(int(again_s * 1e9), 10**9), *divmod(int(first_s * 1e9), 10**9))
         self._libc.timer_settime(self._id, 0, times, None)
 

@@ -68,6 +68,10 @@ class NamespaceWatcher:
         added, _ = self._append(now, {})
         self._mutated(None, now, set(added), 50 * MAX_RESET_NS)
 
+    def forget_imports(self) -> None:
+        """Leave modules that were loaded since the last look out of the next `changes`: others loaded them."""
+        self._modules.added()
+
     def changes(self, code: CodeType | None, elapsed_ns: int) -> NamespaceChanges:
         """Return what was done since the last call, and move the baseline on.
 

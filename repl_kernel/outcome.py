@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +20,11 @@ from task_logger.record import (
     Route,
     Status,
 )
+
+
+_FATAL_ERROR = "Fatal Python error: "
+_OUR_FRAMES = (f'  File "{os.path.dirname(__file__)}{os.sep}', '  File "<string>", line 1 in <module>')
+"""How the frames of this package, and of the line that starts a worker, begin in such a report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +86,17 @@ def death_outcome(death: Death, status: Status, taken: Sequence[str], gathered: 
     gathered.notices.append(
         f"{message}; its variables are lost, the next execution starts with an empty namespace"
     )
-    return assemble(CodeResult(status, death.elapsed_ns, None, error, NO_CHANGES), gathered)
+    outcome = assemble(CodeResult(status, death.elapsed_ns, None, error, NO_CHANGES), gathered)
+    if _FATAL_ERROR in outcome.stderr:
+        return replace(outcome, stderr=_without_our_frames(outcome.stderr))
+    return outcome
+
+
+def _without_our_frames(stderr: str) -> str:
+    """What `faulthandler` wrote when the worker died, without the frames that are not the user's."""
+    before, mark, report = stderr.partition(_FATAL_ERROR)
+    lines = [line for line in report.split("\n") if not line.startswith(_OUR_FRAMES)]
+    return before + mark + "\n".join(lines)
 
 
 def past_time_limit(outcome: ExecutionOutcome, time_limit_s: float) -> ExecutionOutcome:

@@ -112,6 +112,10 @@ class CodeRunner:
             self._loop = PersistentLoop()
         return self._loop
 
+    def forget_imports(self) -> None:
+        """What the process around the executions has imported is none of theirs."""
+        self._watcher.forget_imports()
+
     def has_background(self) -> bool:
         """Whether threads, or tasks that wait for the next execution that awaits, are left of ended
         executions."""

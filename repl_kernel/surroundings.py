@@ -47,9 +47,9 @@ class HostSurroundings:
     """Captures what the executing thread writes to `sys.stdout` and `sys.stderr`, and nothing else."""
 
     def __init__(self, collectors: Collectors) -> None:
-        self._sinks = tuple(_Sink(collector) for collector in collectors)
+        self._sinks = (_Sink(collectors[0]), _Sink(collectors[1]))
         self._stdin = InputStream()
-        self._streams: tuple[object, ...] = (self._stdin, *(_text_stream(sink) for sink in self._sinks))
+        self._streams = (self._stdin, _text_stream(self._sinks[0]), _text_stream(self._sinks[1]))
 
     def begin(self, on_output: OnOutput | None, on_input: OnInput | None) -> None:
         """See `Surroundings`."""

@@ -24,13 +24,13 @@ from types import FrameType, ModuleType
 from typing import Any, NoReturn
 
 from repl_kernel.background import Background
+from repl_kernel.code_result import CodeResult
 from repl_kernel.errors import ProtocolViolation
 from repl_kernel.framing import RECEIVE_BYTES, FrameReader, pack
 from repl_kernel.keeper import Keeper
 from repl_kernel.linux import forbid_new_privileges, set_parent_death_signal
 from repl_kernel.process_tree import last_pid
 from repl_kernel.reply import send_reply
-from repl_kernel.code_result import CodeResult
 from repl_kernel.run_code import CodeRunner, InterruptGate
 from repl_kernel.streams import FLUSH_SIGNAL, InputStream, OutputStream, refuse_input, replace_input
 

@@ -230,9 +230,11 @@ def print_table(
         width = max(len(cells[number]) for cells in (titles, *listed))
         justify: Literal["left", "right"] = "right" if number in right else "left"
         min_width = None if number in flexible else width
-        table.add_column(title, justify=justify, overflow="ellipsis", no_wrap=True, min_width=min_width)
+        # Only columns that may wrap are made narrower; that none does is up to the texts in them.
+        table.add_column(title, justify=justify, no_wrap=number not in flexible, min_width=min_width)
     for cells in listed:
-        table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in cells))
+        styled = (Text(cell, _STYLES.get(cell, ""), no_wrap=True, overflow="ellipsis") for cell in cells)
+        table.add_row(*styled)
     Console().print(table)
 
 

@@ -1,4 +1,4 @@
-"""What all tests share: a log folder of their own, the check of every line they write, counts of what can leak."""
+"""What all tests share: a log folder of their own, a check of every line they write, counts of leaks."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ def line_schema() -> Any:
 
 
 @pytest.fixture(autouse=True)
-def _every_whole_line_follows_the_schema(
-    request: pytest.FixtureRequest, line_schema: Any
-) -> Iterator[None]:
+def _every_whole_line_follows_the_schema(request: pytest.FixtureRequest, line_schema: Any) -> Iterator[None]:
     """Whatever a test leaves below its temporary folder: each line whose hash is right is a valid record."""
     if "tmp_path" not in request.fixturenames:
         yield
@@ -50,7 +48,7 @@ def _every_whole_line_follows_the_schema(
 
 
 def _validate_fast(validator: Any) -> Callable[[dict[str, Any]], None]:
-    """Validate a line; those that differ from one seen before in nothing a schema looks at are taken as read."""
+    """Validate a line, unless it differs from one before in nothing that a schema looks at."""
     seen: set[str] = set()
 
     def validate(line: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """A local executor that owns its process, in a process that it can own, and the proxy for it here.
 
-    ExecutorInChild.execute --("execute", request)--> main thread: LocalExecutor(owns_process=True)
-                            <--("output" | "input" | "outcome" | "raised")
-    ExecutorInChild.interrupt --("interrupt",)--> reading thread
+ExecutorInChild.execute --("execute", request)--> main thread: LocalExecutor(owns_process=True)
+                        <--("output" | "input" | "outcome" | "raised")
+ExecutorInChild.interrupt --("interrupt",)--> reading thread
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from typing import Any, cast
 
 from repl_kernel.executor import OnInput, OnOutput
 from task_logger.record import Artifact, ExecutionOutcome, ExecutionRequest, Isolation, OutputName, Route
+
+_LONGEST_CALL_S = 30.0
+"""After this the other process is taken for stuck."""
 
 
 class ExecutorInChild:
@@ -61,7 +64,7 @@ class ExecutorInChild:
         with self._turn:
             self._connection.send(message)
             while True:
-                reply = self._replies.get()
+                reply = self._replies.get(timeout=_LONGEST_CALL_S)
                 match reply:
                     case ("output", name, text):
                         assert on_output
@@ -92,7 +95,7 @@ class ExecutorInChild:
 
     def interrupt(self) -> bool:
         self._connection.send(("interrupt",))
-        answer: Any = self._interrupted.get()
+        answer: Any = self._interrupted.get(timeout=_LONGEST_CALL_S)
         return bool(answer and answer[1])
 
     def restart(self) -> None:
@@ -102,7 +105,7 @@ class ExecutorInChild:
         return cast(list[Mapping[str, object]], self._call("variables"))
 
     def close(self) -> None:
-        if self._process.poll() is None:
+        if self._reading.is_alive():
             self.interrupt()
             self._call("close")
 
@@ -113,7 +116,11 @@ class ExecutorInChild:
                 self._connection.send(("end",))
             except OSError:
                 pass
-        self.outer_output = b"".join(self._process.communicate(timeout=20))
+        try:
+            self.outer_output = b"".join(self._process.communicate(timeout=10))
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self.outer_output = b"".join(self._process.communicate()) + b"(it did not end)"
         self._reading.join()
         self._connection.close()
 
@@ -135,7 +142,7 @@ class Host:
         while (message := self._calls.get())[0] != "end":
             try:
                 value = self._do(*message)
-            except Exception as exc:  # noqa: BLE001 - goes to the caller, whatever it is
+            except Exception as exc:
                 self._send("raised", exc)
             else:
                 self._send("returned", value)
