@@ -97,9 +97,12 @@ class Keeper:
         return 0
 
     def _receive(self) -> tuple[bytes, tuple[int, ...]]:
-        data, ancillary, _, _ = self._control.recvmsg(
-            _PACKET_BYTES, _socket.CMSG_SPACE(_THREE_FDS.size), _MSG_CMSG_CLOEXEC
-        )
+        try:
+            data, ancillary, _, _ = self._control.recvmsg(
+                _PACKET_BYTES, _socket.CMSG_SPACE(_THREE_FDS.size), _MSG_CMSG_CLOEXEC
+            )
+        except ConnectionError:
+            return b"", ()  # the session closed its end before it had read all we told it
         fds = next(
             (_THREE_FDS.unpack(payload) for _, kind, payload in ancillary if kind == _socket.SCM_RIGHTS), ()
         )

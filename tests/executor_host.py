@@ -142,7 +142,7 @@ class Host:
         while (message := self._calls.get())[0] != "end":
             try:
                 value = self._do(*message)
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001 -- it goes to the caller, whatever it is
                 self._send("raised", exc)
             else:
                 self._send("returned", value)

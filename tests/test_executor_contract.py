@@ -1,5 +1,7 @@
 """What every route promises, whichever it is, recorded or not."""
 
+# ruff: noqa: E501 -- the code under test is easier to read in one piece
+
 from __future__ import annotations
 
 import threading

@@ -1,5 +1,7 @@
 """The worker route under everything that executed code, its caller and the system do to it."""
 
+# ruff: noqa: E501 -- the code under test is easier to read in one piece
+
 from __future__ import annotations
 
 import contextlib
@@ -486,7 +488,7 @@ def test_a_fork_of_the_host_cannot_use_or_harm_the_worker(caller: Caller) -> Non
         try:
             caller.executor.interrupt()
             caller.executor.close()
-        except BaseException:
+        except BaseException:  # noqa: BLE001 -- the parent only sees the exit code
             code = 2
         os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
