@@ -71,6 +71,7 @@ class Session:
         self._turn = _thread.RLock()
         self._owner_pid = os.getpid()
         self._seq = 0
+        self._is_executing = False
         self._contexts: tuple[TaskContext | None, TaskIds, Mapping[str, object]] = (None, self.task, _NO_TAGS)
         chosen = _route_of(route)
         self.isolation: Isolation = _isolation_of(chosen, isolation)
@@ -120,6 +121,10 @@ class Session:
         with self._turn:
             if self._is_closed:
                 raise SessionClosed
+            if (
+                self._is_executing
+            ):  # the lock lets this thread in again: from a callback, or the executed code
+                raise InvalidRequest("execute", "was called from within an execution of the same session")
             context = current_context()
             task, all_tags = self.task, _NO_TAGS
             if context is not None:
@@ -138,10 +143,13 @@ class Session:
                 allow_input=on_input is not None,
                 actor=self._actor,
             )
+            self._is_executing = True
             try:
                 return self._recorded.record(request, on_output, on_input)
             except ExecutorClosed as exc:
                 raise SessionClosed(str(exc)) from exc
+            finally:
+                self._is_executing = False
 
     def execute_code(
         self,

@@ -7,6 +7,7 @@ bytes --> OutputCollector --+-- up to 1 MiB: in memory --> text of the line
 from __future__ import annotations
 
 import codecs
+import io
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, cast
 
@@ -40,7 +41,9 @@ def open_temporary_spool() -> IO[bytes]:
 class OutputCollector:
     """The output of one stream of one execution after the other."""
 
-    __slots__ = ("_decoder", "_first", "_hash", "_last", "_open_spool", "_parts", "_spool", "field", "size")
+    __slots__ = (
+        "_decoder", "_first", "_hash", "_last", "_open_spool", "_parts", "_spool", "failure", "field", "size",
+    )  # fmt: skip
 
     def __init__(self, field: str, open_spool: OpenSpool) -> None:
         self.field = field
@@ -52,6 +55,8 @@ class OutputCollector:
         self.size = 0
         self._parts: list[bytes] = []
         self._spool: IO[bytes] | None = None
+        self.failure: str | None = None
+        """Why output between the ends is lost, `None` where none is: its disk could not take it."""
 
     def begin(self) -> None:
         """Forget what came before."""
@@ -86,6 +91,9 @@ class OutputCollector:
             spool, self._spool = self._spool, None  # whoever has the artifact closes it
             spool.flush()
             text, lossy = elide(self._first, self._last, total_bytes=self.size)
+            if self.failure is not None:
+                spool.close()
+                return text, None, lossy
             return text, self._artifact(self._hash.hexdigest(), spool), lossy
         data = b"".join(self._parts)
         text, lossy = decode_output(data)
@@ -106,13 +114,21 @@ class OutputCollector:
         import hashlib
 
         self._hash = hashlib.sha256()
-        self._spool = self._open_spool()
+        try:
+            self._spool = self._open_spool()
+        except OSError as exc:
+            self.failure = exc.strerror or str(exc)
+            self._spool = io.BytesIO()
         self._write_spool(data)
 
     def _write_spool(self, data: bytes) -> None:
         assert self._spool is not None
-        self._spool.write(data)
-        self._hash.update(data)
+        if self.failure is None:
+            try:
+                _write_all(self._spool, data)
+                self._hash.update(data)
+            except OSError as exc:  # it must cost neither the worker nor the rest of the execution
+                self.failure = exc.strerror or str(exc)
         self._last = (
             (self._last + data)[-KEPT_TEXT_BYTES:] if len(data) < KEPT_TEXT_BYTES else data[-KEPT_TEXT_BYTES:]
         )
@@ -120,3 +136,10 @@ class OutputCollector:
     def _pass_on(self, text: str, on_output: OnOutput) -> None:
         for start in range(0, len(text), _STREAM_CHUNK_CHARACTERS):
             on_output(cast(OutputName, self.field), text[start : start + _STREAM_CHUNK_CHARACTERS])
+
+
+def _write_all(file: IO[bytes], data: bytes) -> None:
+    """Write what a file without a buffer may take in pieces: a full disk first takes a part."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]

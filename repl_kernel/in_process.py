@@ -62,7 +62,7 @@ class LocalExecutor:
             for stream in self._streams:
                 if stream.size:
                     stream.begin()
-            self._surroundings.begin(on_output, on_input if request.allow_input else None)
+            self._surroundings.begin(on_output, on_input)
             if len(sys.modules) != self._modules_seen:
                 self._runner.forget_imports()
             self._interruption.arm(request.time_limit_s)

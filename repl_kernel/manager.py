@@ -92,11 +92,10 @@ class WorkerExecutor:
             started_ns = time.perf_counter_ns()
             try:
                 reply = self._converse(link, message, request.time_limit_s, on_output, on_input)
+                outcome = self._settle(link, reply, request, gathered)
             except WorkerDied:
                 death = Death(*self._bury(link), time.perf_counter_ns() - started_ns)
                 outcome = self._end(death, gathered)
-            else:
-                outcome = self._settle(link, reply, request, gathered)
             interrupt = self._exchange.keyboard_interrupt
         if interrupt is not None:
             raise InterruptedByCaller(outcome) from interrupt
@@ -125,12 +124,15 @@ class WorkerExecutor:
     def _settle(
         self, link: WorkerLink, reply: dict[str, Any], request: ExecutionRequest, gathered: Gathered
     ) -> ExecutionOutcome:
-        """The outcome of an execution that replied."""
-        link.children_mark = reply["mark"]
+        """The outcome of an execution that replied; raises `WorkerDied` where that can't be its reply."""
         gathered.parts = self._exchange.parts
         if self._late.has_some:
             gathered.late = self._late.take(gathered.artifacts)
-        outcome = outcome_from_reply(reply, gathered)
+        try:
+            link.children_mark = reply["mark"]
+            outcome = outcome_from_reply(reply, gathered)
+        except (KeyError, TypeError, AttributeError) as exc:
+            raise WorkerDied(f"executed code has forged a reply that lacks its parts: {exc!r}") from exc
         limit_s = request.time_limit_s
         if (
             self._interruption.reason == "timeout"

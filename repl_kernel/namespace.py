@@ -69,7 +69,7 @@ class NamespaceWatcher:
         self._mutated(None, now, set(added), 50 * MAX_RESET_NS)
 
     def forget_imports(self) -> None:
-        """Leave modules that were loaded since the last look out of the next `changes`: others loaded them."""
+        """Leave modules that were loaded since the last look out of the next `changes`."""
         self._modules.added()
 
     def changes(self, code: CodeType | None, elapsed_ns: int) -> NamespaceChanges:

@@ -21,7 +21,6 @@ from task_logger.record import (
     Status,
 )
 
-
 _FATAL_ERROR = "Fatal Python error: "
 _OUR_FRAMES = (f'  File "{os.path.dirname(__file__)}{os.sep}', '  File "<string>", line 1 in <module>')
 """How the frames of this package, and of the line that starts a worker, begin in such a report."""
@@ -142,6 +141,10 @@ def assemble(result: CodeResult, gathered: Gathered) -> ExecutionOutcome:
 
 def _finish(collector: OutputCollector, gathered: Gathered) -> str:
     text, artifact, is_lossy = collector.finish()
+    if collector.failure is not None:
+        gathered.notices.append(
+            f"{collector.field}: only its ends were kept, the rest is lost: {collector.failure}"
+        )
     if is_lossy:
         gathered.lossy.append(collector.field)
     if artifact is not None:

@@ -34,7 +34,8 @@ def test_a_sample_of_the_doctests_gives_the_same_on_both_routes() -> None:
     found = measure(SAMPLE)
     assert is_right(found), table(found)
     for route in ROUTES:
-        assert found["routes"][route]["compared"] > 700  # Debian ships Python without its own tests, which hold half of the doctests
+        # Debian ships Python without its own tests, which hold half of the doctests.
+        assert found["routes"][route]["compared"] > 700
 
 
 @pytest.mark.slow

@@ -124,7 +124,7 @@ def test_a_file_cut_anywhere_holds_whole_entries_or_none(
         if keep:
             _keep(pending, log, _request(pending.name, seq, code))
     whole = pending.entries()
-    size_bytes = os.path.getsize(pending.path)  # noqa: PTH202  # a str is what it has
+    size_bytes = os.path.getsize(pending.path)  # a str is what it has
     os.truncate(pending.path, data.draw(st.integers(0, size_bytes)))
     cut = pending.entries()
     assert cut == whole[: len(cut)]
@@ -243,7 +243,7 @@ def test_readers_see_what_is_pending_and_write_nothing(tmp_path: Path) -> None:
     seen = {request.session_id: is_alive for request, is_alive in pending_requests(str(tmp_path), _LOG_NAME)}
     assert seen == {alive.name: True, dead.name: False}
     assert pending_requests(str(tmp_path), "2.other.jsonl") == []
-    assert (os.stat(log.path).st_size, len(_names(tmp_path))) == (before, 3)  # noqa: PTH116
+    assert (os.stat(log.path).st_size, len(_names(tmp_path))) == (before, 3)
     assert look_at(dead.path)[1] is False
 
 

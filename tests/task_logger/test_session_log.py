@@ -351,14 +351,14 @@ def test_a_relative_root_stays_the_same_when_the_working_folder_changes(
 
 
 def test_many_sessions_leak_no_descriptor_and_no_file(tmp_path: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208  # counted, not used
+    before = len(os.listdir("/proc/self/fd"))  # counted, not used
     for _ in range(3):
         sessions = [_Session(tmp_path) for _ in range(50)]
         for session in sessions:
             session.run()
         for session in sessions:
             session.log.close()
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert len(os.listdir("/proc/self/fd")) == before
     assert len(_lines(tmp_path)) == 150
     assert _pending_names(tmp_path) == []
 

@@ -253,13 +253,13 @@ def test_a_path_that_cannot_be_a_log_is_refused_with_its_reason_and_nothing_is_c
 ) -> None:
     path, reason = _make_refused(kind, tmp_path)
     there = {entry.name: entry.lstat().st_mtime_ns for entry in tmp_path.iterdir()}
-    descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208  # counted, not used
+    descriptors = len(os.listdir("/proc/self/fd"))  # counted, not used
     with pytest.raises(LogPathRefused) as refused:
         LogFile(path)
     assert reason in str(refused.value)
     assert refused.value.path == path
     assert {entry.name: entry.lstat().st_mtime_ns for entry in tmp_path.iterdir()} == there
-    assert len(os.listdir("/proc/self/fd")) == descriptors  # noqa: PTH208
+    assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
 def test_a_socket_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,8 +440,8 @@ def test_waits_that_were_given_up_leave_no_lock_thread_or_descriptor(tmp_path: P
     path = tmp_path / "log.jsonl"
     holder = LogFile(str(path))
     log = LogFile(str(path), lock_wait_s=0.001)
-    descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208  # counted, not used
-    threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208
+    descriptors = len(os.listdir("/proc/self/fd"))  # counted, not used
+    threads = len(os.listdir("/proc/self/task"))
     assert holder._descriptor.try_lock()
     for _ in range(20):
         with pytest.raises(LogLocked):
@@ -449,9 +449,9 @@ def test_waits_that_were_given_up_leave_no_lock_thread_or_descriptor(tmp_path: P
     holder.append(_BODY)  # its end lets go of the lock
     log.lock_wait_s = 5.0
     assert log.append(_BODY).n == 2
-    while len(os.listdir("/proc/self/task")) > threads:  # noqa: PTH208  # each got its lock and ends now
+    while len(os.listdir("/proc/self/task")) > threads:  # each got its lock and ends now
         os.sched_yield()
-    assert len(os.listdir("/proc/self/fd")) <= descriptors + 1  # noqa: PTH208  # the one kept for waits
+    assert len(os.listdir("/proc/self/fd")) <= descriptors + 1  # the one kept for waits
     assert LogFile(str(path)).append(_BODY).n == 3
 
 
@@ -733,12 +733,12 @@ def test_threads_share_a_task_logger(flow: Path) -> None:
 
 
 def test_fifty_loggers_in_one_process_leak_no_descriptor(flow: Path) -> None:
-    descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208  # counted, not used
+    descriptors = len(os.listdir("/proc/self/fd"))  # counted, not used
     for _ in range(3):
         with contextlib.ExitStack() as stack:
             for logger in [stack.enter_context(TaskLogger("P", 1, "n")) for _ in range(50)]:
                 logger.write({})
-    assert len(os.listdir("/proc/self/fd")) == descriptors  # noqa: PTH208
+    assert len(os.listdir("/proc/self/fd")) == descriptors
     _is_whole(flow / "P" / "1.n.jsonl")
 
 
