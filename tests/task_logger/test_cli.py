@@ -282,6 +282,7 @@ def test_damage_in_json_is_an_object_of_its_own(log: Path, tmp_path: Path) -> No
     assert line["n"] == 1
 
 
+@pytest.mark.foreign_lines
 def test_a_line_of_another_version_is_named_and_a_failure(log: Path, tmp_path: Path) -> None:
     newer, _ = seal(
         line_bytes(1)[0].partition(b',"n":')[0].replace(b'"schema":1', b'"schema":9'), 1, FIRST_PREV

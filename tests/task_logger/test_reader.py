@@ -219,6 +219,7 @@ def test_the_last_lines_come_with_the_damage_between_and_behind_them(log: Path) 
     assert kinds == [6, "unreadable", 7, 8, "unreadable", "torn_tail"]
 
 
+@pytest.mark.foreign_lines
 def test_a_line_of_another_major_version_is_damage_with_its_reason(log: Path) -> None:
     newer, prev = seal(body(2).replace(b'"schema":1', b'"schema":2'), 2, json.loads(LINES[0])["hash"])
     log.write_bytes(LINES[0] + newer + seal(body(3), 3, prev)[0])
