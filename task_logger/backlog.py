@@ -7,7 +7,7 @@ when the log can be written again -> artifacts stored, lines appended in the ord
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import replace
 
 from task_logger import artifacts
@@ -88,15 +88,15 @@ class Backlog:
         )
         return f"it is kept in memory only ({why})"
 
-    def append_to(self, log: LogFile, pending: PendingFile | None, *, except_seq: int | None) -> None:
-        """Append every line that is kept and isn't in the log; `except_seq` is the one that is about to be.
+    def append_to(self, log: LogFile, pending: PendingFile | None, *, except_seqs: Set[int]) -> None:
+        """Append every line that is kept and isn't in the log; `except_seqs` are those that are about to be.
 
         Raises `LogUnavailable`; what is not appended then is still kept.
         """
         log.lock_wait_s = RETRY_LOCK_WAIT_S
         self._artifacts = [artifact for artifact in self._artifacts if not self._is_stored(artifact)]
         kept = ([] if pending is None else pending.entries()) + self._lines
-        kept = sorted((entry for entry in kept if entry.seq != except_seq), key=lambda entry: entry.seq)
+        kept = sorted((entry for entry in kept if entry.seq not in except_seqs), key=lambda entry: entry.seq)
         append_missing(self._plan_folder, log, kept, fsync=self._fsync)
         self._lines.clear()
         self.error = None

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from io import TextIOWrapper
 from itertools import chain
+from shutil import get_terminal_size
 from typing import Any, TypeVar
 
 import click
@@ -151,15 +152,20 @@ def _ls(*, log_dir: str | None, plan_id: str | None, as_json: bool) -> int:
 
 @_commands.command("show")
 @click.argument("log_and_number", nargs=-1, metavar="[LOG] [N]")
+@click.option("--tree", "as_tree", is_flag=True, help="Draw which execution started from the state of which.")
 @_where
 @_as_json
-def _show(*, log_and_number: tuple[str, ...], as_json: bool, **where: str | None) -> int:
-    """Show the executions of a log as a table, or that of line N in full.
+def _show(*, log_and_number: tuple[str, ...], as_tree: bool, as_json: bool, **where: str | None) -> int:
+    """Show the executions of a log as a table or a tree, or that of line N in full.
 
     LOG is a file; without it, the log of the task that the options, or else FLOW_*, name.
     """
     log, number = _log_and_number(log_and_number)
     path = log or _existing_path_of(**where)
+    if as_tree:
+        if number is not None:
+            raise click.UsageError("--tree shows all of a log; leave the line number out")
+        return _show_tree(path, as_json)
     return _show_one(path, number, as_json) if number is not None else _show_all(path, as_json)
 
 
@@ -207,6 +213,46 @@ def _show_all(path: str, as_json: bool) -> int:
             rows = (row.cells() for row in chain((_row(line, tally) for line in seen(reader)), pending))
             display.print_table(display.ROW_TITLES, rows, right=frozenset({0, 3}), flexible=frozenset({4, 5}))
     return _report(tally)
+
+
+def _show_tree(path: str, as_json: bool) -> int:
+    from task_logger.lineage import Step, lineage, step_of
+    from task_logger.tree import ASCII, UNICODE, tree_lines, tree_nodes
+
+    tally = DamageTally()
+
+    def steps() -> Iterator[Step]:
+        for line in read_lines(path):
+            tally.add(line)
+            seen = record_of(line) if isinstance(line, LogLine) else line
+            if isinstance(seen, ExecutionRecord):
+                yield step_of(seen)
+            elif seen is not line:
+                tally.add(seen)  # a whole line, which this version can't decode
+
+    found = lineage(steps())
+    pending = list(pending_of(path))
+    if as_json:
+        for node in tree_nodes(found):
+            _echo(_dumps(node))
+        for request, is_alive in pending:
+            _echo(_pending_json(request, is_alive))
+    else:
+        strokes = UNICODE if _can_write(UNICODE.to + "…") else ASCII
+        for text in tree_lines(found, columns=get_terminal_size().columns, strokes=strokes):
+            _echo(text)
+        for request, is_alive in pending:
+            row = display.pending_row(request, is_alive)
+            _echo(f"{row.status}: execution {request.seq} of session {request.session_id}  {row.code}")
+    return _report(tally)
+
+
+def _can_write(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _report(tally: DamageTally) -> int:

@@ -115,7 +115,7 @@ def encode(request: ExecutionRequest, outcome: ExecutionOutcome) -> EncodedRecor
     fields = fields_of(request, outcome)
     # orjson writes NaN as null: a null more than the fields hold can mean that some value is not what it was.
     error = outcome.error
-    nulls = (outcome.result is None) + (error is None) + (request.actor is None) + 1
+    nulls = (outcome.result is None) + (error is None) + (request.actor is None) + (outcome.snapshot is None)
     if error is not None:
         nulls += (error.line is None) + (error.signal is None) + (error.exit_code is None)
     try:

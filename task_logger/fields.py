@@ -30,7 +30,9 @@ JSON_OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIM
 """Dataclasses and dates are no JSON values: orjson is told to refuse them, like all others."""
 
 _IN_RECORD = (
-    frozenset(REQUIRED) | CHAIN_FIELDS | {"actor", "cpu_ms", "peak_rss_bytes", "lossy", "late_output"}
+    frozenset(REQUIRED)
+    | CHAIN_FIELDS
+    | {"actor", "cpu_ms", "peak_rss_bytes", "lossy", "late_output", "parent", "rolled_back", "snapshot"}
 )
 
 
@@ -65,9 +67,13 @@ def fields_of(request: ExecutionRequest, outcome: ExecutionOutcome) -> dict[str,
         "tags": request.tags,
         "isolation": outcome.isolation,
         "diff_complete": changes.diff_complete,
-        "snapshot": None,
+        "snapshot": outcome.snapshot,
         "actor": request.actor,
     }
+    if outcome.parent is not None:
+        fields["parent"] = outcome.parent
+    if outcome.rolled_back:
+        fields["rolled_back"] = True
     if outcome.cpu_ms is not None:
         fields["cpu_ms"] = outcome.cpu_ms
     if outcome.peak_rss_bytes is not None:
@@ -117,11 +123,7 @@ def record_from_fields(fields: Mapping[str, Any], path: str) -> ExecutionRecord:
         request=request,
         outcome=outcome_from_fields(fields),
         head=LogHead(path=path, n=fields["n"], hash=fields["hash"]),
-        extra={
-            name: value
-            for name, value in fields.items()
-            if name not in _IN_RECORD and not (name == "snapshot" and value is None)
-        },
+        extra={name: value for name, value in fields.items() if name not in _IN_RECORD},
     )
 
 
@@ -154,6 +156,9 @@ def outcome_from_fields(fields: Mapping[str, Any]) -> ExecutionOutcome:
             LateOutput(name=item.get("name", "stdout"), text=item.get("text", ""), seq=item.get("seq"))
             for item in fields.get("late_output", ())
         ),
+        parent=fields.get("parent"),
+        snapshot=fields.get("snapshot"),
+        rolled_back=fields.get("rolled_back", False),
         cpu_ms=fields.get("cpu_ms"),
         peak_rss_bytes=fields.get("peak_rss_bytes"),
     )

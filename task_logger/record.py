@@ -110,7 +110,8 @@ class ExecutionRequest:
     """One `execute_code` call: what is asked.
 
     `timestamp` is the start, UTC, as the log has it. `time_limit_s` of `None` means no limit.
-    `allow_input` says whether `input()` may ask the caller. `tags` are JSON values by name.
+    `allow_input` says whether `input()` may ask the caller, `atomic` that whatever is not `ok` must leave the
+    namespace as it was. `tags` are JSON values by name.
     """
 
     code: str
@@ -121,6 +122,7 @@ class ExecutionRequest:
     tags: Mapping[str, object] = dataclass_field(default_factory=dict)
     time_limit_s: float | None = None
     allow_input: bool = False
+    atomic: bool = False
     actor: str | None = None
 
 
@@ -131,7 +133,10 @@ class ExecutionOutcome:
     `elapsed_ms` is the wall time of the user's code. `stderr` ends with the traceback when the code
     raised. `result` is the MIME bundle of the last expression, `None` where it had no value. `lossy` names
     the text fields that are backslashreplace text, `artifacts` what did not fit the line. `notices` are
-    sentences for the caller; they are not kept. `cpu_ms` and `peak_rss_bytes` are `None` where unmeasured.
+    sentences for the caller; they are not kept. `parent` names the `session_id:seq` whose state the code
+    started from, where that is not the execution before; `snapshot` the copy that will hold the state after
+    it, `None` where there can't be one; `rolled_back` says that it left the namespace as it was. `cpu_ms` and
+    `peak_rss_bytes` are `None` where unmeasured.
     """
 
     status: Status
@@ -147,6 +152,9 @@ class ExecutionOutcome:
     lossy: tuple[str, ...] = ()
     late_output: tuple[LateOutput, ...] = ()
     notices: tuple[str, ...] = ()
+    parent: str | None = None
+    snapshot: str | None = None
+    rolled_back: bool = False
     cpu_ms: float | None = None
     peak_rss_bytes: int | None = None
 

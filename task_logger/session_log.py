@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from time import monotonic
 
@@ -72,6 +73,7 @@ class SessionLog:
         self._log: LogFile | None = None
         self._pending: PendingFile | None = None
         self._running: ExecutionRequest | None = None
+        self._together: set[int] = set()  # the executions begun at once that have no line yet
         self._begun_bytes, self._begun_inode = 0, 0
         self._backlog = Backlog(
             self._plan_folder, os.path.basename(self.path), route=route, isolation=isolation, fsync=fsync
@@ -116,6 +118,23 @@ class SessionLog:
                 raise
             self.notices.append(f"{exc}; should the session die now, execution {request.seq} leaves no trace")
 
+    def begin_all(self, requests: Sequence[ExecutionRequest]) -> None:
+        """Put down that these are about to run at once; `finish` each, in any order, before the next `begin`.
+
+        Raises as `begin`, and then none of them may run, nor may be finished.
+        """
+        try:
+            for request in requests:
+                self.begin(request)
+                self._running = None
+                self._together.add(request.seq)
+                if self._pending is not None:
+                    self._pending.hold()  # the next entry goes behind this one
+        except BaseException:
+            self._together.clear()
+            self._start_pending_anew()
+            raise
+
     def finish(self, request: ExecutionRequest, outcome: ExecutionOutcome) -> ExecutionRecord:
         """Write the line of what came of a request.
 
@@ -147,6 +166,10 @@ class SessionLog:
             )
             raise
         self._running = None
+        if self._together:
+            self._together.discard(request.seq)
+            if not self._together and not self._is_behind:
+                self._start_pending_anew()
         notices = outcome.notices
         if self.notices:
             notices = (*notices, *self.notices)
@@ -162,8 +185,8 @@ class SessionLog:
         if self._closed:
             return
         try:
-            if self._is_behind or self._running is not None:
-                self._append_kept(except_seq=None)
+            if self._is_behind or self._running is not None or self._together:
+                self._append_kept(except_seqs=frozenset())
                 self._is_behind = self._backlog.has_artifacts
             if self._log is not None:
                 self._settle()
@@ -218,15 +241,26 @@ class SessionLog:
                 raise error
         return replace(outcome, artifacts=stored)
 
+    def _start_pending_anew(self) -> None:
+        """Nothing in the pending file is needed any more."""
+        if self._pending is not None:
+            try:
+                self._pending.reset()
+            except TaskLogError:
+                self._is_behind = True  # the next line does it
+
     def _append_carefully(self, body: bytes, seq: int) -> LogHead:
         """Append a line after opening what isn't, appending what is kept, and settling what is due."""
         was_behind = self._is_behind
+        unfinished = self._together | {seq}
         if was_behind:
-            self._append_kept(except_seq=seq)
+            self._append_kept(except_seqs=unfinished)
         if monotonic() >= self._settle_at_s:
             self._settle()
         assert self._log is not None
         head = self._log.append(body)
+        if was_behind and len(unfinished) > 1:
+            return head  # still behind: the last of them does it
         if was_behind and self._pending is not None:
             try:
                 self._pending.reset()  # only now: until here it protects this line too
@@ -235,14 +269,14 @@ class SessionLog:
         self._is_behind = self._backlog.has_artifacts
         return head
 
-    def _append_kept(self, *, except_seq: int | None) -> None:
+    def _append_kept(self, *, except_seqs: Set[int]) -> None:
         if self._closed:
             raise LogClosed(self.path)
         self._backlog.raise_if_hopeless()
         if self._log is None or self._pending is None:
             self._open()
         assert self._log is not None
-        self._backlog.append_to(self._log, self._pending, except_seq=except_seq)
+        self._backlog.append_to(self._log, self._pending, except_seqs=except_seqs)
 
     def _keep(self, encoded: EncodedRecord | None, seq: int, error: TaskLogError) -> None:
         """Keep a line that could not be appended; the log is tried anew with the next one.
