@@ -3,8 +3,14 @@
 KernelError
  +-- ExecutorClosed          the caller's: used after close()
  +-- RequestRefused          the caller's: this route cannot do what was asked
+ +-- SnapshotGone            the caller's: that state is not kept any more
+ +-- SnapshotRefused         the code's: its state can't be copied now
+ +-- SnapshotLost            the machine's: the copy that held that state has died
  +-- WorkerStartFailed       the machine's: no process to run code in
  |    +-- CannotFork         the machine's: no more processes or memory
+ |    +-- PreloadFailed      the caller's: a library that can't be loaded before workers are forked
+ |    +-- IsolationUnavailable    the machine's: a layer that was asked for doesn't hold
+ |         +-- SandboxUnavailable
  +-- ProtocolViolation       the other process's: what it sent makes no sense
       +-- FrameTooLarge
       +-- BadMessage
@@ -32,6 +38,28 @@ class RequestRefused(KernelError):
     """This route cannot do what was asked; nothing has run."""
 
 
+class SnapshotGone(KernelError):
+    """The state after execution `seq` is not kept; `nearest` is the closest that is, `None` without any."""
+
+    def __init__(self, seq: int, nearest: int | None) -> None:
+        instead = f"the nearest that is kept is {nearest}" if nearest is not None else "none is kept"
+        super().__init__(f"the state after execution {seq} is not kept; {instead}")
+        self.seq = seq
+        self.nearest = nearest
+
+
+class SnapshotRefused(KernelError):
+    """The worker can't be copied now; nothing has run, and the live worker is as it was."""
+
+
+class SnapshotLost(KernelError):
+    """The copy that held the state after execution `seq` has died; the live worker is as it was."""
+
+    def __init__(self, seq: int) -> None:
+        super().__init__(f"the copy that held the state after execution {seq} has died; try an older one")
+        self.seq = seq
+
+
 class WorkerStartFailed(KernelError):
     """No worker could be started; `stderr_tail` holds the last 4 kB it wrote."""
 
@@ -40,8 +68,33 @@ class WorkerStartFailed(KernelError):
         self.stderr_tail = stderr_tail
 
 
+class PreloadFailed(WorkerStartFailed):
+    """A library can't be preloaded; the message names it, and nothing has been started."""
+
+
 class CannotFork(WorkerStartFailed):
     """The system has no process or no memory left for a worker; the old one is unharmed."""
+
+
+class IsolationUnavailable(WorkerStartFailed):
+    """A layer of the isolation that was asked for is missing or doesn't hold; no code has run.
+
+    `layer` names it, `fix` says what to do about it.
+    """
+
+    tier = "process"
+
+    def __init__(self, layer: str, reason: str, fix: str) -> None:
+        super().__init__(f"isolation={self.tier!r} is not available: {layer}: {reason}; {fix}")
+        self.layer = layer
+        self.reason = reason
+        self.fix = fix
+
+
+class SandboxUnavailable(IsolationUnavailable):
+    """A layer of the sandbox is missing or doesn't hold; no code has run."""
+
+    tier = "sandbox"
 
 
 class ProtocolViolation(KernelError):
@@ -69,8 +122,9 @@ class BadMessage(ProtocolViolation):
 
 class InterruptedByCaller(KeyboardInterrupt):
     """The caller's own KeyboardInterrupt came while it waited; the execution was interrupted, `outcome`
-    is what came of it."""
+    is what came of it; `outcomes` of those that ran at once."""
 
-    def __init__(self, outcome: ExecutionOutcome) -> None:
+    def __init__(self, *outcomes: ExecutionOutcome) -> None:
         super().__init__()
-        self.outcome = outcome
+        self.outcomes = outcomes
+        self.outcome = outcomes[0]

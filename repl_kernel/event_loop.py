@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import events
+from typing import Any
 
 _CANCEL_WAIT_S = 1.0
 """How long an interrupted execution's tasks may take to end before they are left alone."""
@@ -40,6 +41,30 @@ class PersistentLoop:
             task.cancel()
         if tasks:
             self._loop.run_until_complete(asyncio.wait(tasks, timeout=_CANCEL_WAIT_S))
+
+    def separate(self) -> None:
+        """Give the loop of a copied process a selector and a self-pipe of its own.
+
+        The old ones are shared with the original: what one process unregistered would be gone for the other,
+        so they are closed, and nothing is unregistered.
+        """
+        loop: Any = self._loop
+        if loop.is_closed():
+            return
+        old, new = loop._selector, type(loop._selector)()
+        inner = {loop._ssock.fileno()}
+        for key in list(old.get_map().values()):
+            if key.fd not in inner:
+                try:
+                    new.register(key.fileobj, key.events, key.data)
+                except (OSError, ValueError):
+                    pass  # a pipe or socket, which no copy keeps
+        loop._selector = new
+        old._selector.close()
+        loop._ssock.close()
+        loop._csock.close()
+        loop._internal_fds = 0
+        loop._make_self_pipe()
 
     def has_tasks(self) -> bool:
         """Whether tasks wait for the next run."""

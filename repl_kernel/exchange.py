@@ -29,6 +29,8 @@ _LONGEST_WAIT_S = 0.1
 _GATHERED_OUTPUT_BYTES = 1 << 20
 """From here on the worker gathers output into blocks, and must be asked to write out a rest."""
 
+_WATCH_EVERY_S = 0.1
+"""How often the memory of a running execution is looked at."""
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError)
 """What a message raises that lacks a field, or has one of another type: executed code may have written it."""
 
@@ -75,6 +77,9 @@ class Exchange:
         self._streams = streams
         self._late = late
         self._open_spool = open_spool
+        self.watch: Callable[[], None] | None = None
+        """Called now and then while code runs."""
+        self._watch_at_s = 0.0
 
     def run(
         self,
@@ -173,6 +178,9 @@ class Exchange:
             self._deadline = None
             self._interruption.begin("timeout")
         self._interruption.go_on()
+        if self.watch is not None and (link.has_announced(ready) or time.monotonic() >= self._watch_at_s):
+            self._watch_at_s = time.monotonic() + _WATCH_EVERY_S
+            self.watch()
         if self._flush_at_s is not None and time.monotonic() >= self._flush_at_s:
             self._flush_at_s = None
             link.ask_to_flush()

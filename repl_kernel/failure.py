@@ -59,15 +59,20 @@ def _format(exc: BaseException) -> list[str]:
         if part is None or id(part) in seen:
             continue
         seen.add(id(part))
-        part.stack = traceback.StackSummary.from_list(
-            [frame for frame in part.stack if not frame.filename.startswith(_OUR_FOLDERS)]
-        )
+        part.stack = traceback.StackSummary.from_list(_frames_of_the_user(part.stack))
         pending += [part.__cause__, part.__context__, *(getattr(part, "exceptions", None) or ())]
     lines = list(described.format())
     # Python prints the header even when every frame below it was ours.
     if lines[:1] == ["Traceback (most recent call last):\n"] and not described.stack:
         del lines[0]
     return lines
+
+
+def _frames_of_the_user(stack: traceback.StackSummary) -> list[traceback.FrameSummary]:
+    """Leave out our frames, and those between us and the code: the event loop's, where it awaits."""
+    frames = [frame for frame in stack if not frame.filename.startswith(_OUR_FOLDERS)]
+    first = next((index for index, frame in enumerate(frames) if frame.filename.startswith("<execution ")), 0)
+    return frames[first:]
 
 
 def _line_of(exc: BaseException, filename: str) -> int | None:

@@ -13,7 +13,7 @@ import signal
 import time
 from typing import Literal
 
-from repl_kernel.process_tree import descendants, send_signal
+from repl_kernel.process_tree import descendants, namespace_pids, send_signal
 from repl_kernel.worker_link import WorkerLink
 
 Reason = Literal["interrupted", "timeout"]
@@ -94,14 +94,21 @@ class Interruption:
         age_s = time.monotonic() - self._started
         started_ticks = int((time.clock_gettime(time.CLOCK_BOOTTIME) - age_s) * _TICKS_PER_S)
         mark = link.children_mark
+        depth = len(namespace_pids(link.pid)) - 1
         old: set[int] = set()
         new: list[int] = []
         for stat in descendants(link.pid):
             is_new = stat.start_ticks > started_ticks or (
-                stat.start_ticks == started_ticks and (mark is None or stat.pid > mark)
+                stat.start_ticks == started_ticks and (mark is None or _inner_pid(stat.pid, depth) > mark)
             )
             if is_new and stat.parent_pid not in old:
                 new.append(stat.pid)
             else:
                 old.add(stat.pid)
         return new
+
+
+def _inner_pid(pid: int, depth: int) -> int:
+    """A process's number where the worker counts: `depth` namespaces below ours; 0 where it has ended."""
+    pids = namespace_pids(pid)
+    return pids[depth] if 0 <= depth < len(pids) else 0

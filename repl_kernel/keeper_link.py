@@ -8,14 +8,13 @@ import select
 import signal
 import struct
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from repl_kernel.errors import CannotFork, WorkerStartFailed
-from repl_kernel.spawn import Ends, SpawnedKeeper, make_ends, spawn_keeper
+from repl_kernel.spawn import Ends, SpawnedKeeper, make_ends
 
 _START_LIMIT_S = 20.0
 """How long a keeper may take to start and fork: a loaded machine is slow, a broken interpreter is not."""
@@ -40,15 +39,14 @@ class KeeperLink:
 
     def __init__(self, spawned: SpawnedKeeper) -> None:
         self.pid = spawned.pid
+        """`pid` is our child's: the keeper's own, or in a sandbox that of the program that started it."""
         self._control = spawned.control
-        self._statuses: dict[int, int] = {}
+        self._keeper_pidfd = -1
+        self._statuses: dict[int, int | None] = {}
+        self._forked: set[int] = set()
         self._first_ends: Ends | None = spawned.ends
         self._is_reaped = False
-
-    @classmethod
-    def start(cls, environment: Mapping[str, str]) -> KeeperLink:
-        """Spawn a keeper; raises `WorkerStartFailed`."""
-        return cls(spawn_keeper(environment))
+        self._users = 1
 
     def fork_worker(self) -> ForkedWorker:
         """Have a worker forked; raises `CannotFork` (the keeper goes on) or `WorkerStartFailed` (it
@@ -65,6 +63,7 @@ class KeeperLink:
             tail = _read_tail(ends.stderr_fd)
             ends.close()
             raise type(exc)(str(exc), tail) from exc
+        self._forked.add(message["forked"])
         return ForkedWorker(message["forked"], pidfd, ends)
 
     def _request_fork(self) -> Ends:
@@ -72,7 +71,7 @@ class KeeperLink:
             ends, theirs = make_ends()
         except OSError as exc:
             raise CannotFork(f"no descriptors are left for a new worker: {exc.strerror}") from exc
-        fds = struct.pack("3i", theirs.data_fd, theirs.stdout_fd, theirs.stderr_fd)
+        fds = struct.pack("4i", *theirs.fds)
         try:
             self._control.sendmsg([b'{"op":"fork"}'], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fds)])
         except OSError as exc:
@@ -85,6 +84,13 @@ class KeeperLink:
     def exit_status(self, pid: int, limit_s: float = 1.0) -> int | None:
         """The wait status of a worker that has ended, `None` where the keeper doesn't tell in time."""
         deadline = time.monotonic() + limit_s
+        if pid in self._forked:
+            self._forked.remove(pid)
+        else:  # a copy made it: the keeper reaped it without a word
+            try:
+                self._control.send(orjson.dumps({"op": "status", "pid": pid}))
+            except OSError:
+                return None
         while pid not in self._statuses and (remaining := deadline - time.monotonic()) > 0:
             try:
                 self._wait_for("exited", limit_s=remaining)
@@ -101,8 +107,21 @@ class KeeperLink:
             raise WorkerStartFailed(f"the keeper process {self.pid} is gone") from exc
         self._wait_for("swept", limit_s=_ANSWER_LIMIT_S)
 
+    def shared(self) -> KeeperLink:
+        """The same, for one namespace more; it ends with the last one."""
+        self._users += 1
+        return self
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other namespaces have their workers here as well."""
+        return self._users > 1
+
     def end(self) -> None:
-        """Have the keeper kill all that is left and end; returns once it has."""
+        """Have the keeper kill all that is left and end; returns once it has. Nothing while it is shared."""
+        self._users -= 1
+        if self._users > 0:
+            return
         if self._first_ends is not None:
             self._first_ends.close()
             self._first_ends = None
@@ -112,10 +131,17 @@ class KeeperLink:
             pass  # it is gone already
         self._control.close()
         self._reap()
+        self._close_keeper_pidfd()
 
     def abandon(self) -> None:
         """Close our descriptors only: in a forked child, whose parent the session is."""
         self._control.close()
+        self._close_keeper_pidfd()
+
+    def _close_keeper_pidfd(self) -> None:
+        if self._keeper_pidfd >= 0:
+            os.close(self._keeper_pidfd)
+            self._keeper_pidfd = -1
 
     def _reap(self) -> None:
         if self._is_reaped:
@@ -127,7 +153,9 @@ class KeeperLink:
             return  # a host that reaps every child has done so
         try:
             if not select.select([pidfd], [], [], _ANSWER_LIMIT_S)[0]:
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                if self._keeper_pidfd >= 0:
+                    _kill(self._keeper_pidfd)
+                _kill(pidfd)
             os.waitpid(self.pid, 0)
         except ChildProcessError:
             pass  # as above
@@ -153,10 +181,19 @@ class KeeperLink:
             if not data:
                 raise WorkerStartFailed(f"the keeper process {self.pid} ended without a word")
             message: dict[str, Any] = orjson.loads(data)
+            if "keeper" in message:
+                self._keeper_pidfd = struct.unpack("i", rights[0][2])[0]
             if "exited" in message:
                 self._statuses[message["exited"]] = message["status"]
             if any(kind in message for kind in kinds):
                 return message, struct.unpack("i", rights[0][2])[0] if rights else -1
+
+
+def _kill(pidfd: int) -> None:
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # it has ended meanwhile
 
 
 def _read_tail(fd: int) -> str:

@@ -8,8 +8,10 @@ import os
 import struct
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
+_PR_SET_NAME = 15
 _SIGEV_THREAD_ID = 4
 _CLOCK_MONOTONIC = 1
 _FALLOC_FL_KEEP_SIZE = 1
@@ -35,9 +37,22 @@ def become_subreaper() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
+def set_dumpable(is_dumpable: bool) -> None:
+    """Let other processes of the same user look into this one, or not; forks inherit it; see prctl(2)."""
+    _prctl(_PR_SET_DUMPABLE, int(is_dumpable))
+
+
 def forbid_new_privileges() -> None:
     """Let no program that this process starts gain privileges, for good; see prctl(2)."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def set_process_name(name: str) -> None:
+    """Name this process for `ps` and its like; at most 15 bytes are kept. See prctl(2)."""
+    import ctypes
+
+    text = ctypes.create_string_buffer(name.encode())
+    _prctl(_PR_SET_NAME, ctypes.addressof(text))
 
 
 def punch_hole(fd: int, offset: int, length: int) -> None:

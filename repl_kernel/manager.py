@@ -10,32 +10,39 @@ from __future__ import annotations
 
 import _thread
 import os
-import signal
 import time
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from repl_kernel.capture import OpenSpool, OutputCollector, open_temporary_spool
+from repl_kernel.confinement import Confinement
 from repl_kernel.errors import (
-    CannotFork,
     ExecutorClosed,
     InterruptedByCaller,
     RequestRefused,
+    SnapshotRefused,
     WorkerStartFailed,
 )
 from repl_kernel.exchange import Exchange, WorkerDied
 from repl_kernel.executor import OnInput, OnOutput
 from repl_kernel.interruption import Interruption
-from repl_kernel.isolation import worker_environment
-from repl_kernel.keeper_link import KeeperLink
 from repl_kernel.late import LateCollector
+from repl_kernel.lives import Lives, SnapshotPolicy
 from repl_kernel.outcome import Death, Gathered, death_outcome, outcome_from_reply, past_time_limit
 from repl_kernel.spawn import SpawnedKeeper
-from repl_kernel.worker_link import WorkerLink, death_of
-from task_logger.record import ExecutionOutcome, ExecutionRequest, Isolation, Route
+from repl_kernel.worker_link import WorkerLink
+from task_logger.record import NO_CHANGES, ExecutionOutcome, ExecutionRequest, Isolation, Route
+
+if TYPE_CHECKING:
+    from repl_kernel.probe import Attempt
+    from repl_kernel.sandbox import Sandbox
 
 MAX_CODE_CHARACTERS = 8 << 20
 """So that any code, escaped as JSON, fits one frame."""
+
+_BOOKS_EVERY = 1
+"""After so many executions that copies were announced in they are taken in; in batches it costs a peak."""
 
 _CLOSE_LIMIT_S = 2.0
 """How long a worker may take for its own atexit handlers when the session closes."""
@@ -45,17 +52,23 @@ class WorkerExecutor:
     """Runs executions in a keep-alive worker process, and replaces it where it dies."""
 
     route: Route = "worker"
-    isolation: Isolation = "process"
 
     def __init__(
         self,
         *,
+        snapshots: SnapshotPolicy = "auto",
+        isolation: Literal["none", "process"] | Sandbox = "process",
         pass_env: Collection[str] = (),
         open_spool: OpenSpool = open_temporary_spool,
         spawned: SpawnedKeeper | None = None,
+        lives: Lives | None = None,
+        preload: Sequence[str] = (),
     ) -> None:
-        """Start the worker, or take over one that is starting; raises `WorkerStartFailed`."""
-        self._pass_env = frozenset(pass_env)
+        """Start the worker, or take over one that is starting, or is live; raises `WorkerStartFailed`.
+
+        `spawned` is a keeper that was started with this isolation; `preload` are modules that a keeper loads
+        before it forks the worker.
+        """
         self._streams = (OutputCollector("stdout", open_spool), OutputCollector("stderr", open_spool))
         self._late = LateCollector(open_spool)
         self._interruption = Interruption()
@@ -64,13 +77,25 @@ class WorkerExecutor:
         self._owner_pid = os.getpid()
         self._is_closed = False
         self._message_id = int.from_bytes(os.urandom(6), "big")  # so that executed code can't guess a reply's
-        self._link: WorkerLink | None = None
-        self._keeper = KeeperLink(spawned) if spawned is not None else self._start_keeper()
-        try:
-            self._link = WorkerLink(self._keeper.fork_worker())
-        except WorkerStartFailed:
-            self._keeper.end()
-            raise
+        self._last_seq = 0
+        self._origin: str | None = None
+        """The state of another session that this one began with, `None` for the empty namespace."""
+        self._unbooked = 0
+        self._first_notices: list[str] = []
+        """What the caller must know before the first execution's outcome."""
+        self._open_spool = open_spool
+        self._lives = (
+            lives
+            if lives is not None
+            else Lives(snapshots, Confinement(isolation, pass_env, preload), spawned)
+        )
+        self.isolation: Isolation = self._lives.confinement.isolation
+        self._exchange.watch = self._lives.bound_memory
+
+    @property
+    def isolation_probe(self) -> tuple[Attempt, ...]:
+        """What the newest worker that began empty tried in vain: `name`, `denied`, `detail` of each."""
+        return self._lives.isolation_probe
 
     def execute(
         self, request: ExecutionRequest, on_output: OnOutput | None = None, on_input: OnInput | None = None
@@ -81,10 +106,21 @@ class WorkerExecutor:
         and a notice says so.
         """
         with self._turn:
-            gathered = Gathered("worker", "process", self._streams)
-            link = self._link
-            if link is None or self._is_closed or os.getpid() != self._owner_pid or link.poll(0):
-                link = self._live_link(gathered.notices)
+            gathered = Gathered("worker", self.isolation, self._streams)
+            link = self._lives.link
+            if self._is_closed or os.getpid() != self._owner_pid or link.poll(0):
+                link = self._attend(gathered.notices, keeps_books=False)
+            lives = self._lives
+            if self._first_notices:
+                gathered.notices += self._first_notices
+                self._first_notices = []
+            last_seq, self._last_seq = self._last_seq, request.seq
+            if request.atomic:
+                self._ensure_snapshot(gathered.notices)
+                link = lives.link
+            started_from = lives.state_seq
+            if started_from != last_seq or (self._origin is not None and started_from == 0):
+                gathered.parent = self._name(request.session_id, started_from)
             message = self._message(request, link, on_input is not None)
             for stream in self._streams:
                 if stream.size:
@@ -94,8 +130,13 @@ class WorkerExecutor:
                 reply = self._converse(link, message, request.time_limit_s, on_output, on_input)
                 outcome = self._settle(link, reply, request, gathered)
             except WorkerDied:
-                death = Death(*self._bury(link), time.perf_counter_ns() - started_ns)
+                lives.ran(request.seq)
+                death = Death(*lives.bury(), time.perf_counter_ns() - started_ns)
                 outcome = self._end(death, gathered)
+            else:
+                lives.ran(request.seq)
+            if request.atomic and outcome.status != "ok":
+                outcome = self._roll_back(outcome, started_from)
             interrupt = self._exchange.keyboard_interrupt
         if interrupt is not None:
             raise InterruptedByCaller(outcome) from interrupt
@@ -116,7 +157,11 @@ class WorkerExecutor:
         except WorkerDied:
             raise
         except BaseException:
-            self._bury(link)  # a callback raised: nobody knows where the worker is
+            self._lives.bury()  # a callback raised: nobody knows where the worker is
+            try:
+                self._lives.succeed()
+            except WorkerStartFailed:
+                pass  # the next execution tries again
             raise
         finally:
             self._interruption.disarm()
@@ -130,6 +175,8 @@ class WorkerExecutor:
             gathered.late = self._late.take(gathered.artifacts)
         try:
             link.children_mark = reply["mark"]
+            if reply["copyable"] and self._lives.policy == "auto":
+                gathered.snapshot = f"{request.session_id}:{request.seq}"
             outcome = outcome_from_reply(reply, gathered)
         except (KeyError, TypeError, AttributeError) as exc:
             raise WorkerDied(f"executed code has forged a reply that lacks its parts: {exc!r}") from exc
@@ -143,10 +190,32 @@ class WorkerExecutor:
         return outcome
 
     def _end(self, death: Death, gathered: Gathered) -> ExecutionOutcome:
-        """The outcome of an execution whose worker died."""
+        """The outcome of an execution whose worker died: another one has taken over."""
         interruption = self._interruption
         gathered.late = self._late.take(gathered.artifacts)
-        return death_outcome(death, interruption.reason or "crashed", interruption.taken, gathered)
+        try:
+            state = self._lives.succeed()
+        except WorkerStartFailed as exc:
+            state = f"no worker could take over: {exc}; the next execution tries again"
+        return death_outcome(death, interruption.reason or "crashed", interruption.taken, state, gathered)
+
+    def _name(self, session_id: str, seq: int) -> str:
+        """A state as the log names it."""
+        return self._origin if seq == 0 and self._origin is not None else f"{session_id}:{seq}"
+
+    def _ensure_snapshot(self, notices: list[str]) -> None:
+        """Have the live state kept; raises `SnapshotRefused`."""
+        self._lives.take_announcements()
+        newest = self._lives.ring.newest()
+        if newest is None or newest.seq != self._lives.state_seq:
+            self._keep_state(notices)
+
+    def _roll_back(self, outcome: ExecutionOutcome, seq: int) -> ExecutionOutcome:
+        """Leave the namespace as it was before an execution that failed."""
+        lives = self._lives
+        if lives.state_seq != seq:
+            lives.go_to(lives.ring.get(seq))
+        return replace(outcome, rolled_back=True, snapshot=None, changes=NO_CHANGES)
 
     def _message(self, request: ExecutionRequest, link: WorkerLink, may_ask: bool) -> dict[str, Any]:
         code = request.code
@@ -162,6 +231,7 @@ class WorkerExecutor:
             "code": code,
             "seq": request.seq,
             "input": may_ask,
+            "auto": self._lives.policy == "auto",
         }
         if link.task is not request.task:
             link.task = request.task
@@ -185,34 +255,36 @@ class WorkerExecutor:
         return self._interruption.begin("interrupted")
 
     def restart(self) -> None:
-        """Empty the namespace: the worker and every program it started are killed, another one is forked."""
+        """Empty the namespace: the worker, its copies and every program it started are killed."""
         with self._turn:
             self._require_open()
-            if self._link is not None:
-                self._link.close()
-                self._link = None
             self._late.take([])
-            try:
-                self._keeper.sweep()
-            except WorkerStartFailed:
-                self._replace_keeper()
-            self._link = self._fork()
+            self._lives.restart()
 
     def variables(self) -> list[Mapping[str, object]]:
         """Describe the variables; see `Executor`."""
+        reply = self._ask("variables", [])
+        found: list[Mapping[str, object]] = reply["variables"] if reply is not None else []
+        return found
+
+    def snapshot(self) -> int:
+        """Keep the live state now; returns the execution it is the state of. Raises `SnapshotRefused`."""
         with self._turn:
-            link = self._live_link([])
-            self._message_id += 1
-            try:
-                reply = self._exchange.run(link, {"id": self._message_id, "op": "variables"})
-            except WorkerDied:
-                self._bury(link)
-                return []
-            found: list[Mapping[str, object]] = reply["variables"]
-            return found
+            return self._keep_state([])
+
+    def _keep_state(self, notices: list[str]) -> int:
+        lives = self._lives
+        if lives.policy == "off":
+            raise SnapshotRefused("there are no snapshots here; open it with snapshots='auto' or 'manual'")
+        self._ask("snapshot", notices)
+        lives.take_announcements()
+        newest = lives.ring.newest()
+        if newest is None or newest.seq != lives.state_seq:
+            raise SnapshotRefused(f"the worker can't be copied: {lives.ring.refused or 'it died'}")
+        return newest.seq
 
     def close(self) -> None:
-        """End the worker (its `atexit` handlers run, for 2 s at most), the keeper and all they started."""
+        """End the worker (its `atexit` handlers run, for 2 s at most), its copies, and all they started."""
         if os.getpid() != self._owner_pid:  # a fork of the host: the worker isn't this process's to end
             self._abandon()
             return
@@ -221,18 +293,14 @@ class WorkerExecutor:
             if self._is_closed:
                 return
             self._is_closed = True
-            link, self._link = self._link, None
-            if link is not None:
-                self._let_end(link)
-            self._keeper.end()
+            self._let_end(self._lives.link)
+            self._lives.end()
 
     def _abandon(self) -> None:
         """Close our copies of the descriptors; no lock, a thread that isn't here may have held it."""
         if not self._is_closed:
             self._is_closed = True
-            self._keeper.abandon()
-            if self._link is not None:
-                self._link.close()
+            self._lives.end(abandon=True)
 
     def _let_end(self, link: WorkerLink) -> None:
         """Have the worker end as Python does, draining what it writes: nobody else will."""
@@ -249,7 +317,6 @@ class WorkerExecutor:
                     break
         except OSError:
             pass  # it is gone already
-        link.close()
 
     def _require_open(self) -> None:
         if self._is_closed:
@@ -259,47 +326,35 @@ class WorkerExecutor:
                 f"this executor belongs to process {self._owner_pid}; make one in this process"
             )
 
-    def _live_link(self, notices: list[str]) -> WorkerLink:
-        """The worker's link, after taking late output; a dead worker is replaced, with a notice."""
+    def _attend(self, notices: list[str], *, keeps_books: bool = True) -> WorkerLink:
+        """Deal with what has happened since the last execution; returns the live worker's link."""
         self._require_open()
-        link = self._link
-        if link is None:
-            self._link = link = self._fork()
+        lives = self._lives
+        link = lives.link
         ready = link.wait(0)
-        if ready:
+        if link.has_announced(ready):
+            self._unbooked += 1
+            if keeps_books or self._unbooked >= _BOOKS_EVERY:
+                self._unbooked = 0
+                lives.take_announcements()
+        if link.has_output(ready):
             link.drain(ready, (self._late.of("stdout", None), self._late.of("stderr", None)), None)
-            if link.is_dead(ready):
-                words = self._bury(link)[2]
-                notices.append(
-                    f"the worker {words} between two executions; its variables are lost, this is a new one"
-                )
-                self._link = link = self._fork()
-        return link
+        if link.is_dead(ready):
+            words = lives.bury()[2]
+            notices.append(f"the worker {words} between two executions; {lives.succeed()}")
+        return lives.link
 
-    def _fork(self) -> WorkerLink:
-        try:
-            return WorkerLink(self._keeper.fork_worker())
-        except CannotFork:
-            raise
-        except WorkerStartFailed:
-            self._replace_keeper()
-            return WorkerLink(self._keeper.fork_worker())
-
-    def _replace_keeper(self) -> None:
-        self._keeper.end()
-        self._keeper = self._start_keeper()
-
-    def _start_keeper(self) -> KeeperLink:
-        return KeeperLink.start(worker_environment(os.environ, self._pass_env))
-
-    def _bury(self, link: WorkerLink) -> tuple[str | None, int | None, str]:
-        """Make sure that a worker is dead, let go of it, and return how it died."""
-        if not link.wait_for_death(0.2):
-            link.signal(signal.SIGKILL)
-        death = death_of(self._keeper.exit_status(link.pid))
-        link.close()
-        self._link = None
-        return death
+    def _ask(self, operation: str, notices: list[str]) -> dict[str, Any] | None:
+        """Have the worker do something between executions; `None` where it died of it."""
+        with self._turn:
+            link = self._attend(notices)
+            self._message_id += 1
+            try:
+                return self._exchange.run(link, {"id": self._message_id, "op": operation})
+            except WorkerDied:
+                words = self._lives.bury()[2]
+                notices.append(f"the worker {words} between two executions; {self._lives.succeed()}")
+                return None
 
 
 def _environment_text(text: str) -> str:

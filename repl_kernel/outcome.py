@@ -42,7 +42,10 @@ class Gathered:
     `artifacts`, `lossy` and `notices` grow while the outcome is put together.
     """
 
-    __slots__ = ("artifacts", "isolation", "late", "lossy", "notices", "parts", "route", "streams")
+    __slots__ = (
+        "artifacts", "isolation", "late", "lossy", "notices", "parent", "parts", "route", "snapshot",
+        "streams",
+    )  # fmt: skip
 
     def __init__(
         self, route: Route, isolation: Isolation, streams: tuple[OutputCollector, OutputCollector]
@@ -55,6 +58,8 @@ class Gathered:
         self.artifacts: list[Artifact] = []
         self.lossy: list[str] = []
         self.notices: list[str] = []
+        self.parent: str | None = None
+        self.snapshot: str | None = None
 
 
 def outcome_from_reply(reply: Mapping[str, Any], gathered: Gathered) -> ExecutionOutcome:
@@ -71,8 +76,13 @@ def outcome_from_reply(reply: Mapping[str, Any], gathered: Gathered) -> Executio
     return assemble(CodeResult(reply["status"], reply["elapsed_ns"], result, error, changes), gathered)
 
 
-def death_outcome(death: Death, status: Status, taken: Sequence[str], gathered: Gathered) -> ExecutionOutcome:
-    """Put the outcome of an execution whose worker died together: `taken` are the signals we had sent it."""
+def death_outcome(
+    death: Death, status: Status, taken: Sequence[str], state: str, gathered: Gathered
+) -> ExecutionOutcome:
+    """Put the outcome of an execution whose worker died together.
+
+    `taken` are the signals we had sent it, `state` says in words what is live now.
+    """
     steps = f" after {', '.join(taken)}" if taken else ""
     message = f"the worker {death.words}{steps}"
     error_type = {"timeout": "TimeLimitExceeded", "interrupted": "KeyboardInterrupt"}.get(
@@ -82,9 +92,7 @@ def death_outcome(death: Death, status: Status, taken: Sequence[str], gathered: 
     error = ExecutionError(
         type=error_type, message=message, traceback=text, signal=death.signal, exit_code=death.exit_code
     )
-    gathered.notices.append(
-        f"{message}; its variables are lost, the next execution starts with an empty namespace"
-    )
+    gathered.notices.append(f"{message}; {state}")
     outcome = assemble(CodeResult(status, death.elapsed_ns, None, error, NO_CHANGES), gathered)
     if _FATAL_ERROR in outcome.stderr:
         return replace(outcome, stderr=_without_our_frames(outcome.stderr))
@@ -136,6 +144,8 @@ def assemble(result: CodeResult, gathered: Gathered) -> ExecutionOutcome:
         lossy=tuple(gathered.lossy),
         late_output=gathered.late,
         notices=tuple(gathered.notices),
+        parent=gathered.parent,
+        snapshot=gathered.snapshot,
     )
 
 

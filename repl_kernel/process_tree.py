@@ -64,6 +64,24 @@ def kill_descendants(ancestor_pid: int) -> int:
     return len(found)
 
 
+def pid_of(pidfd: int) -> int:
+    """The number of a pidfd's process in this process's pid namespace; −1 where it has ended."""
+    with open(f"/proc/self/fdinfo/{pidfd}", "rb") as file:
+        fields = dict(line.split(b":", 1) for line in file.read().splitlines() if b":" in line)
+    pid = int(fields[b"Pid"])
+    return pid if pid > 0 else -1  # never 0: that would have all of the machine as its descendants
+
+
+def namespace_pids(pid: int) -> list[int]:
+    """A process's numbers in its pid namespaces, the outermost first; empty where it has ended."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            status = file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return [int(number) for number in status.partition(b"\nNSpid:")[2].partition(b"\n")[0].split()]
+
+
 def last_pid() -> int:
     """The id given to the newest process of this pid namespace (last field of /proc/loadavg)."""
     with open("/proc/loadavg", "rb") as file:

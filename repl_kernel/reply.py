@@ -7,6 +7,7 @@ A short reply is one frame. Texts that are long, or that JSON can't hold, go ahe
 
 from __future__ import annotations
 
+import _thread
 import base64
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -33,6 +34,7 @@ def send_reply(
         "changes": None if result.changes is NO_CHANGES else result.changes,
         "late": late,
         "mark": mark,
+        "copyable": not _thread._count(),
     }
     if not _is_long(result):
         try:

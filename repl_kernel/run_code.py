@@ -10,19 +10,19 @@ from __future__ import annotations
 import _thread
 import sys
 from time import perf_counter_ns
-from types import CodeType, ModuleType
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, cast
 
 from repl_kernel.code_result import CodeResult
 from repl_kernel.failure import describe_failure, is_interrupt
 from repl_kernel.namespace import NamespaceWatcher
-from repl_kernel.source import Compiler, Program, SourceKeeper
+from repl_kernel.source import CO_COROUTINE, Compiler, Program, SourceKeeper
 from task_logger.record import ExecutionError, Status
 
 if TYPE_CHECKING:
-    from repl_kernel.event_loop import PersistentLoop
+    from collections.abc import Coroutine
 
-_CO_COROUTINE = 0x80
+    from repl_kernel.event_loop import PersistentLoop
 
 
 class InterruptGate:
@@ -49,6 +49,7 @@ class CodeRunner:
         self._compiler = Compiler()
         self._watcher = NamespaceWatcher(self.namespace, frozenset())
         self._loop: PersistentLoop | None = None
+        self._scratch: CodeRunner | None = None
 
     def run(self, text: str, seq: int) -> CodeResult:
         """Run one execution; whatever its code raises, `SystemExit` included, is in the result."""
@@ -66,11 +67,17 @@ class CodeRunner:
                 program = self._compiler.compile(text, filename)
                 started_ns = perf_counter_ns()
                 body, tail = program
-                if body is not None:
-                    self._evaluate(body)
-                if tail is not None and (value := self._evaluate(tail)) is not None:
+                value: object = None
+                if program.awaits:
+                    value = self._persistent_loop().run(self._in_loop(program))
+                else:
+                    if body is not None:
+                        eval(body, self.namespace)
+                    if tail is not None:
+                        value = eval(tail, self.namespace)
+                if value is not None:
                     bundle = {"text/plain": safe_repr(value)}
-                    del value  # nothing of the user's may live longer for having been shown
+                    value = None  # nothing of the user's may live longer for having been shown
                 ended_ns = perf_counter_ns()
             finally:
                 gate.close()
@@ -99,11 +106,15 @@ class CodeRunner:
                 type="KeyboardInterrupt", message=str(interrupt), traceback=text
             )
 
-    def _evaluate(self, code: CodeType) -> object:
-        value = eval(code, self.namespace)
-        if code.co_flags & _CO_COROUTINE:
-            return self._persistent_loop().run(value)
-        return value
+    async def _in_loop(self, program: Program) -> object:
+        """Run code that awaits somewhere, all of it: what comes before the first await needs the loop too."""
+        value: object = None
+        for code in program:
+            if code is not None:
+                value = eval(code, self.namespace)
+                if code.co_flags & CO_COROUTINE:
+                    value = await cast("Coroutine[object, object, object]", value)
+        return value if program.tail is not None else None
 
     def _persistent_loop(self) -> PersistentLoop:
         if self._loop is None:
@@ -121,6 +132,20 @@ class CodeRunner:
         executions."""
         loop = self._loop
         return _thread._count() > 0 or (loop is not None and loop.has_tasks())
+
+    def warm_up(self) -> CodeResult:
+        """Run the way of a request once, beside the namespace.
+
+        After a fork the first write to each page copies it; this way the next request doesn't pay for that.
+        """
+        if self._scratch is None:
+            self._scratch = CodeRunner(ModuleType("__main__"), InterruptGate())
+        return self._scratch.run("x = 1", 0)
+
+    def go_live(self) -> None:
+        """This process was a sleeping copy and has become the live worker: what it shares is made its own."""
+        if self._loop is not None:
+            self._loop.separate()
 
     def variables(self) -> list[dict[str, object]]:
         """Describe the variables, sorted by name."""

@@ -10,6 +10,9 @@ from opcode import opmap
 from types import CodeType
 from typing import NamedTuple
 
+CO_COROUTINE = 0x80
+"""The flag of code that awaits; see `inspect.CO_COROUTINE`."""
+
 _FUTURE_FLAGS = sum({getattr(__future__, name).compiler_flag for name in __future__.all_feature_names})
 
 # How code ends that ends in a store, in this version of Python: the store, the name's index, how it returns.
@@ -31,6 +34,14 @@ class Program(NamedTuple):
 
     body: CodeType | None
     tail: CodeType | None
+
+    @property
+    def awaits(self) -> bool:
+        """Whether any of it awaits at its top level."""
+        body, tail = self
+        return bool(
+            (body is not None and body.co_flags & CO_COROUTINE) or (tail and tail.co_flags & CO_COROUTINE)
+        )
 
 
 class Compiler:

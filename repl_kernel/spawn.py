@@ -20,6 +20,8 @@ TYPE_CHECKING = (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from task_logger.record import Isolation
+
 _BOOT = (
     "import sys;sys.path.append(sys.argv.pop(1));"
     "from repl_kernel.worker import main;sys.exit(main(sys.argv[1:]))"
@@ -35,34 +37,42 @@ _F_SETPIPE_SZ = 1031
 class Ends:
     """Our ends of a worker's descriptors; whoever holds this closes them."""
 
-    __slots__ = ("data", "stderr_fd", "stdout_fd")
+    __slots__ = ("channel", "data", "stderr_fd", "stdout_fd")
 
-    def __init__(self, data: _socket.socket, stdout_fd: int, stderr_fd: int) -> None:
+    def __init__(self, data: _socket.socket, channel: _socket.socket, stdout_fd: int, stderr_fd: int) -> None:
         self.data = data
+        self.channel = channel
         self.stdout_fd = stdout_fd
         self.stderr_fd = stderr_fd
 
     def close(self) -> None:
         """Close them."""
         self.data.close()
+        self.channel.close()
         os.close(self.stdout_fd)
         os.close(self.stderr_fd)
 
 
 class WorkerEnds:
-    """The worker's ends: data socket, descriptor 1, descriptor 2; closed here once they are handed over."""
+    """The worker's ends: data socket, announcement channel, descriptors 1 and 2; closed once handed over."""
 
-    __slots__ = ("data_fd", "stderr_fd", "stdout_fd")
+    __slots__ = ("channel_fd", "data_fd", "stderr_fd", "stdout_fd")
 
-    def __init__(self, data_fd: int, stdout_fd: int, stderr_fd: int) -> None:
+    def __init__(self, data_fd: int, channel_fd: int, stdout_fd: int, stderr_fd: int) -> None:
         self.data_fd = data_fd
+        self.channel_fd = channel_fd
         self.stdout_fd = stdout_fd
         self.stderr_fd = stderr_fd
 
     def close(self) -> None:
         """Close our copies."""
-        for fd in (self.data_fd, self.stdout_fd, self.stderr_fd):
+        for fd in self.fds:
             os.close(fd)
+
+    @property
+    def fds(self) -> tuple[int, int, int, int]:
+        """In the order in which they are handed over."""
+        return self.data_fd, self.channel_fd, self.stdout_fd, self.stderr_fd
 
 
 class SpawnedKeeper:
@@ -81,8 +91,9 @@ def make_ends() -> tuple[Ends, WorkerEnds]:
     left."""
     made: list[int] = []
     try:
-        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
-        made += [_high(ours.detach()), _high(theirs.detach())]
+        for kind in (_socket.SOCK_STREAM, _socket.SOCK_SEQPACKET):
+            ours, theirs = _socket.socketpair(_socket.AF_UNIX, kind)
+            made += [_high(ours.detach()), _high(theirs.detach())]
         for _ in range(2):
             read_fd, write_fd = os.pipe()
             made += [_high(read_fd), _high(write_fd)]
@@ -93,34 +104,60 @@ def make_ends() -> tuple[Ends, WorkerEnds]:
             os.close(fd)
         raise
     data = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, made[0])
-    return Ends(data, made[2], made[4]), WorkerEnds(made[1], made[3], made[5])
+    channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, made[2])
+    channel.setblocking(False)
+    return Ends(data, channel, made[4], made[6]), WorkerEnds(made[1], made[3], made[5], made[7])
 
 
-def spawn_keeper(environment: Mapping[str, str]) -> SpawnedKeeper:
-    """Start a keeper with that environment; raises `WorkerStartFailed`, and nothing is left then."""
+def make_control() -> tuple[_socket.socket, int]:
+    """Make a control socket: our end, and the descriptor of the other; raises OSError as `make_ends`."""
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    our_fd, their_fd = _high(ours.detach()), _high(theirs.detach())
+    return _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, our_fd), their_fd
+
+
+class Launcher:
+    """A program that starts another one confined: its command line, and the descriptors that it reads."""
+
+    __slots__ = ("command", "fds")
+
+    def __init__(self, command: list[str], fds: tuple[int, ...]) -> None:
+        self.command = command
+        self.fds = fds
+
+
+def spawn_keeper(
+    environment: Mapping[str, str], isolation: Isolation = "process", launcher: Launcher | None = None
+) -> SpawnedKeeper:
+    """Start a keeper with that environment; raises `WorkerStartFailed`, and nothing is left then.
+
+    `launcher` confines it, `None` where nothing does.
+    """
     if sys.platform != "linux":
         raise WorkerStartFailed(f"the worker route needs Linux, this is {sys.platform}; use route='local'")
     if not sys.executable:
         raise WorkerStartFailed("there is no interpreter to start a worker with: sys.executable is empty")
-    ours, control_fd = (
-        _high(end.detach()) for end in _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-    )
-    control = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, ours)
+    control, control_fd = make_control()
     ends, worker_ends = make_ends()
     package_root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    arguments = [package_root, str(control_fd), str(worker_ends.data_fd), str(os.getpid())]
+    # Ours, opened here: by number it couldn't be found from another pid namespace, nor once it is reused.
+    session_fd = os.pidfd_open(os.getpid())
+    inherited: tuple[int, ...] = (control_fd, worker_ends.data_fd, worker_ends.channel_fd, session_fd)
+    command = [sys.executable, "-P", "-c", _BOOT, package_root, *map(str, inherited), isolation]
+    if launcher is not None:
+        command = [*launcher.command, *command]
+        inherited += launcher.fds
     try:
         pid = os.posix_spawn(
-            sys.executable,
-            [sys.executable, "-P", "-c", _BOOT, *arguments],
+            command[0],
+            command,
             dict(environment),
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_DUP2, worker_ends.stdout_fd, 1),
                 (os.POSIX_SPAWN_DUP2, worker_ends.stderr_fd, 2),
                 # Onto itself: that alone makes the child's copy survive the exec.
-                (os.POSIX_SPAWN_DUP2, control_fd, control_fd),
-                (os.POSIX_SPAWN_DUP2, worker_ends.data_fd, worker_ends.data_fd),
+                *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in inherited),
             ],
             setsid=True,
             setsigmask=(),
@@ -129,9 +166,10 @@ def spawn_keeper(environment: Mapping[str, str]) -> SpawnedKeeper:
     except OSError as exc:
         control.close()
         ends.close()
-        raise WorkerStartFailed(f"cannot start {sys.executable} for a worker: {exc.strerror}") from exc
+        raise WorkerStartFailed(f"cannot start {command[0]} for a worker: {exc.strerror}") from exc
     finally:
         os.close(control_fd)
+        os.close(session_fd)
         worker_ends.close()
     return SpawnedKeeper(pid, control, ends)
 

@@ -18,30 +18,52 @@ import os
 import resource
 import select
 import signal
+import struct
 import sys
 from collections.abc import Sequence
 from types import FrameType, ModuleType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from repl_kernel.background import Background
 from repl_kernel.code_result import CodeResult
+from repl_kernel.copies import Copier
 from repl_kernel.errors import ProtocolViolation
 from repl_kernel.framing import RECEIVE_BYTES, FrameReader, pack
 from repl_kernel.keeper import Keeper
-from repl_kernel.linux import forbid_new_privileges, set_parent_death_signal
+from repl_kernel.linux import forbid_new_privileges, set_parent_death_signal, set_process_name
+from repl_kernel.orphaned_programs import WORKER_NAME
+from repl_kernel.probe import Attempt, probe_process, probe_sandbox
 from repl_kernel.process_tree import last_pid
 from repl_kernel.reply import send_reply
 from repl_kernel.run_code import CodeRunner, InterruptGate
 from repl_kernel.streams import FLUSH_SIGNAL, InputStream, OutputStream, refuse_input, replace_input
+from task_logger.record import Isolation
+
+_IDLE_S = 0.010
+"""A worker that has idled this long makes a copy of itself; longer where copies are costly."""
+
+_OVERDUE_S = 1.0
+_OVERDUE_COSTS = 20.0
+"""Where it never idles: once it has run for so long, and so many times as long as a copy takes, it makes one
+before the next request."""
+
+_SO_RCVTIMEO = 20
 
 
 class Worker:
     """Serves one session on one socket until it is told to close, or the session is gone."""
 
-    def __init__(self, data_fd: int) -> None:
-        self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, data_fd)
+    def __init__(self, data_fd: int, channel_fd: int, isolation: Isolation) -> None:
+        self._isolation = isolation
+        self._connect(data_fd)
+        self._copier = Copier(channel_fd, keeper_pid=os.getppid())
+        self._snapshots_auto = False
+        self._seq = 0
+        self._is_due = False
+        self._uncovered_ns = 0
+        """How long code has run since the last copy."""
+        self._overdue_ns = _OVERDUE_S * 1e9
         self._send_lock = _thread.allocate_lock()
-        self._reader = FrameReader()
         self._is_fork = False
         self._has_forked = False
         module = ModuleType("__main__")
@@ -58,7 +80,14 @@ class Worker:
         while (message := self._receive()) is not None:
             operation = message.get("op")
             if operation == "execute":
+                if self._uncovered_ns > self._overdue_ns and message["auto"] and not self._snapshot():
+                    continue  # a worker that comes of the copy: the original answers the request
                 self._execute(message)
+            elif operation == "snapshot":
+                if self._snapshot():
+                    self._send(pack({"id": message["id"], "done": True}))
+            elif operation == "probe":
+                self._send(pack({"id": message["id"], "attempts": self._probe(message)}))
             elif operation == "variables":
                 self._send(pack({"id": message["id"], "variables": self._runner.variables()}))
             elif operation == "close":
@@ -70,6 +99,8 @@ class Worker:
         if "env" in message:
             os.environ.update(message["env"])
         seq: int = message["seq"]
+        self._seq = seq
+        self._is_due = False
         self._message_id = message["id"]
         self._stdin.ask = self._ask if message["input"] else None
         background, runner = self._background, self._runner
@@ -85,7 +116,70 @@ class Worker:
         else:
             late = ()
         mark = self._children_mark() if self._has_forked or "_posixsubprocess" in sys.modules else None
+        self._is_due = message["auto"]
+        self._uncovered_ns += result.elapsed_ns
         send_reply(self._message_id, result, late, mark, self._send)
+
+    def _probe(self, message: dict[str, Any]) -> list[Attempt]:
+        """Try what this worker must not be able to do; before any code has run."""
+        own_fds = {self._socket.fileno(), self._copier.channel_fd}
+        attempts = probe_process(own_fds, message["pass_env"])
+        if message["outside"] is not None:
+            self._copier.is_forking = True  # a fork of ours: the hooks for the user's leave it alone
+            try:
+                attempts += probe_sandbox(message["outside"])
+            finally:
+                self._copier.is_forking = False
+        return attempts
+
+    def _connect(self, data_fd: int) -> None:
+        """Speak to the session on this socket; a receive gives up once it is time for a copy."""
+        self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, data_fd)
+        self._reader = FrameReader()
+        self._set_idle_time(_IDLE_S)
+
+    def _set_idle_time(self, idle_s: float) -> None:
+        seconds, rest = divmod(int(idle_s * 1e6), 1_000_000)
+        self._socket.setsockopt(_socket.SOL_SOCKET, _SO_RCVTIMEO, struct.pack("ll", seconds, rest))
+
+    def _set_pace(self) -> None:
+        """Make copies so seldom that they don't get in the way."""
+        cost_s = self._copier.last_cost_s
+        self._overdue_ns = max(_OVERDUE_S, _OVERDUE_COSTS * cost_s) * 1e9
+        self._set_idle_time(max(_IDLE_S, 2 * cost_s))
+
+    def _snapshot(self) -> bool:
+        """Make a copy of this process; returns true in the worker, and false in each worker made of it."""
+        self._is_due = False
+        self._uncovered_ns = 0
+        for stream in self._streams:
+            stream.flush()
+        awakened = self._copier.make(self._seq, {self._socket.fileno()})
+        if awakened is None:
+            self._set_pace()
+            self._warm_up()
+            return True
+        self._socket.close()
+        self._connect(awakened.data_fd)
+        self._seq = awakened.seq
+        self._is_due = awakened.is_due
+        self._has_forked = False  # it has no children
+        self._runner.go_live()
+        self._copier.announce_live(awakened.lost)
+        return False
+
+    def _warm_up(self) -> None:
+        """Go the way of a request once, from its frame to that of its reply; see `CodeRunner.warm_up`."""
+        request = {"id": 0, "op": "execute", "code": "x = 1", "seq": 0, "input": False, "auto": True}
+        message = FrameReader().feed(pack(request))
+        if message is not None:
+            _code_of(message)
+            self._background.begin(self._seq)
+            send_reply(self._message_id, self._runner.warm_up(), (), None, lambda frame: None)
+        try:
+            self._socket.recv(RECEIVE_BYTES, _socket.MSG_DONTWAIT | _socket.MSG_PEEK)
+        except OSError:
+            pass  # nothing has come yet
 
     def _children_mark(self) -> int | None:
         """The newest process there is, where this worker has living children; see `interruption`."""
@@ -100,7 +194,14 @@ class Worker:
         try:
             message = self._reader.take()
             while message is None:
-                data = self._socket.recv(RECEIVE_BYTES)
+                try:
+                    data = self._socket.recv(RECEIVE_BYTES)
+                except BlockingIOError:  # nothing came for a while
+                    if self._is_due:
+                        self._snapshot()
+                    else:
+                        select.select([self._socket.fileno()], [], [])
+                    continue
                 if not data:
                     return None
                 message = self._reader.feed(data)
@@ -140,8 +241,10 @@ class Worker:
         if os.getppid() != keeper_pid:
             os._exit(70)
         os.setsid()
-        forbid_new_privileges()
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        set_process_name(WORKER_NAME)
+        if self._isolation != "none":
+            forbid_new_privileges()
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.signal(signal.SIGINT, self._on_interrupt)
         signal.signal(FLUSH_SIGNAL, self._on_flush)
         os.register_at_fork(after_in_child=self._on_forked, after_in_parent=self._on_fork)
@@ -180,11 +283,14 @@ class Worker:
                 pass  # it is being flushed right now
 
     def _on_fork(self) -> None:
-        self._has_forked = True
+        self._has_forked = self._has_forked or not self._copier.is_forking
 
     def _on_forked(self) -> None:
-        self._is_fork = True
-        self._socket.close()
+        if not self._copier.is_forking:
+            self._is_fork = True
+            set_process_name("python")  # it is a program of the user's
+            self._socket.close()
+            self._copier.close()
 
 
 def _code_of(message: dict[str, Any]) -> str:
@@ -206,15 +312,25 @@ def _end_as_python_does(result: CodeResult) -> NoReturn:
 
 
 def main(arguments: list[str]) -> int:
-    """Run a keeper and the workers it forks; `arguments`: control socket, data socket, pid of the session."""
-    if len(arguments) != 3 or not all(argument.isdigit() for argument in arguments):
+    """Run a keeper and the workers it forks.
+
+    `arguments`: control socket, data socket, channel, pidfd of the session, tier of isolation.
+    """
+    *numbers, isolation = arguments or [""]
+    if (
+        len(numbers) != 4
+        or not all(number.isdigit() for number in numbers)
+        or isolation not in ("none", "process", "sandbox")
+    ):
         print(
             "repl_kernel.worker is started by a session, with its sockets; run json-repl instead",
             file=sys.stderr,
         )
         return 2
-    control_fd, data_fd, session_pid = map(int, arguments)
-    return Keeper(control_fd, session_pid, lambda fd: Worker(fd).run()).run(data_fd)
+    control_fd, data_fd, channel_fd, session_fd = map(int, numbers)
+    tier = cast(Isolation, isolation)
+    keeper = Keeper(control_fd, session_fd, tier, lambda data, channel: Worker(data, channel, tier).run())
+    return keeper.run(data_fd, channel_fd)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from repl_kernel.capture import OutputCollector
 from repl_kernel.executor import OnOutput
 from repl_kernel.framing import RECEIVE_BYTES, FrameReader, pack
 from repl_kernel.keeper_link import ForkedWorker
+from repl_kernel.process_tree import pid_of
 from repl_kernel.streams import FLUSH_SIGNAL
 from task_logger.record import TaskIds
 
@@ -26,17 +27,22 @@ class WorkerLink:
     """Everything we hold of one worker; not thread-safe but for `signal`."""
 
     def __init__(self, worker: ForkedWorker) -> None:
-        self.pid = worker.pid
+        self.inner_pid = worker.pid
+        """Its number as its keeper counts: in a sandbox another than ours."""
+        self.pid = pid_of(worker.pidfd)
         self.task: TaskIds | None = None
         self.children_mark: int | None = None
         self._pidfd = worker.pidfd
         self._socket = worker.ends.data
+        self.channel = worker.ends.channel
         self._fds = {worker.ends.stdout_fd: 0, worker.ends.stderr_fd: 1}
+        self._owns_pipes = True
         self._socket_fd = self._socket.fileno()
         self._socket.setsockopt(1, _SO_RCVTIMEO, struct.pack("ll", 0, int(_QUICK_REPLY_S * 1e6)))
         self._reader = FrameReader()
         self._poll = select.poll()
-        for fd in (*self._fds, self._socket_fd, self._pidfd):
+        self._channel_fd = self.channel.fileno()
+        for fd in (*self._fds, self._socket_fd, self._pidfd, self._channel_fd):
             self._poll.register(fd, select.POLLIN)
         self.poll = self._poll.poll
         """Like `wait`, in milliseconds, for those who only ask whether anything has happened."""
@@ -113,14 +119,39 @@ class WorkerLink:
         """Wait for the worker's end; returns whether it has come."""
         return bool(select.select([self._pidfd], [], [], limit_s)[0])
 
+    def minor_faults(self) -> int | None:
+        """How many pages the worker has been given, one way or another; `None` where it has ended."""
+        try:
+            with open(f"/proc/{self.pid}/stat", "rb") as file:
+                return int(file.read().rpartition(b")")[2].split()[7])
+        except (OSError, IndexError):
+            return None
+
     def close(self) -> None:
         """Close all we hold; idempotent."""
         if self._is_closed:
             return
         self._is_closed = True
         self._socket.close()
-        for fd in (*self._fds, self._pidfd):
-            os.close(fd)
+        self.channel.close()
+        os.close(self._pidfd)
+        if self._owns_pipes:
+            for fd in self._fds:
+                os.close(fd)
+
+    def hand_on_pipes(self) -> tuple[int, int]:
+        """Give up our ends of the pipes: another worker writes to the same ones."""
+        self._owns_pipes = False
+        stdout_fd, stderr_fd = self._fds
+        return stdout_fd, stderr_fd
+
+    def has_output(self, ready: Set[int]) -> bool:
+        """Whether something was written to descriptor 1 or 2."""
+        return not self._fds.keys().isdisjoint(ready)
+
+    def has_announced(self, ready: Set[int]) -> bool:
+        """Whether the worker has something to say about its copies."""
+        return self._channel_fd in ready
 
 
 def death_of(status: int | None) -> tuple[str | None, int | None, str]:

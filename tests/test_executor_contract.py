@@ -93,7 +93,14 @@ KINDS = {
 }
 
 
-@pytest.fixture(params=list(KINDS.values()), ids=list(KINDS))
+def _param(name: str) -> Any:
+    """A kind; that a record changes nothing is shown on the worker route always, on the others if slow tests run."""
+    route, recorded = KINDS[name]
+    marks = [pytest.mark.slow] if recorded and route != "worker" else []
+    return pytest.param((route, recorded), id=name, marks=marks)
+
+
+@pytest.fixture(params=[_param(name) for name in KINDS])
 def caller(request: pytest.FixtureRequest, log_root: Path, no_leaks: None) -> Iterator[Caller]:
     """A caller of each route, with and without a record."""
     route, recorded = request.param

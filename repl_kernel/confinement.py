@@ -1,0 +1,115 @@
+"""How the workers of one namespace are confined: started so, and proven to be so before any code runs.
+
+Confinement.spawn --> keeper (in a sandbox: below bwrap) --> worker
+Confinement.prove --probe--> worker --attempts--> all denied? kept : IsolationUnavailable
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from repl_kernel.errors import IsolationUnavailable, SandboxUnavailable, WorkerStartFailed
+from repl_kernel.isolation import worker_environment
+from repl_kernel.spawn import Launcher, SpawnedKeeper, spawn_keeper
+from repl_kernel.worker_link import WorkerLink
+from task_logger.record import Isolation
+
+if TYPE_CHECKING:
+    from repl_kernel.probe import Attempt
+    from repl_kernel.sandbox import Sandbox
+
+_PROBE_LIMIT_S = 20.0
+_PROBE_ID = 0
+_NO_ANSWER = "the worker did not answer the probe of its isolation"
+_BROKEN_FIX = "json-repl doctor shows every attempt; use another isolation until this one holds"
+
+
+class Confinement:
+    """The isolation of one namespace's workers, and which secret-looking variables they may have."""
+
+    def __init__(
+        self,
+        tier: Literal["none", "process"] | Sandbox,
+        pass_env: Collection[str],
+        preload: Sequence[str] = (),
+    ) -> None:
+        self._sandbox = None if isinstance(tier, str) else tier
+        self.isolation: Isolation = tier if isinstance(tier, str) else "sandbox"
+        self._pass_env = frozenset(pass_env)
+        self._preload = preload
+
+    def spawn(self) -> SpawnedKeeper:
+        """Start a keeper; raises `WorkerStartFailed`, in a sandbox `SandboxUnavailable`."""
+        environment = worker_environment(os.environ, self._pass_env, self.isolation)
+        if self._sandbox is None:
+            return self._spawn(environment)
+        launcher = self._sandbox.launcher()
+        try:
+            spawned = self._spawn(self._sandbox.environment(environment), launcher)
+            # Meanwhile: what `prove` needs soon, and what the worker could compile, but not keep compiled.
+            import repl_kernel.escapes
+            import repl_kernel.outside  # noqa: F401
+
+            return spawned
+        finally:
+            for fd in launcher.fds:
+                os.close(fd)
+
+    def _spawn(self, environment: Mapping[str, str], launcher: Launcher | None = None) -> SpawnedKeeper:
+        if not self._preload:
+            return spawn_keeper(environment, self.isolation, launcher)
+        from repl_kernel.zygote_link import ZygoteLink
+
+        return ZygoteLink.start(environment, self._preload, self.isolation, launcher).become_keeper()
+
+    def explained(self, failure: WorkerStartFailed) -> WorkerStartFailed:
+        """A failed start, with the layer that is to blame where one is."""
+        if self._sandbox is None:
+            return failure
+        from repl_kernel.sandbox import explained
+
+        return explained(failure)
+
+    def prove(self, link: WorkerLink) -> tuple[Attempt, ...]:
+        """Have a new worker try what it must not be able to do; returns the attempts, all of them denied.
+
+        Raises `IsolationUnavailable` where one wasn't, and `WorkerStartFailed`.
+        """
+        if self.isolation == "none":
+            return ()
+        if self._sandbox is None:
+            return self._judged(_ask(link, self._message(None)))
+        from repl_kernel.outside import Outside
+
+        with Outside(network=self._sandbox.network) as outside:
+            attempts = self._judged(_ask(link, self._message(outside.targets)))
+            if outside.was_reached:
+                raise SandboxUnavailable("network", "a socket outside was reached", _BROKEN_FIX)
+        return attempts
+
+    def _message(self, outside: dict[str, Any] | None) -> dict[str, Any]:
+        return {"id": _PROBE_ID, "op": "probe", "pass_env": sorted(self._pass_env), "outside": outside}
+
+    def _judged(self, attempts: list[Attempt]) -> tuple[Attempt, ...]:
+        for attempt in attempts:
+            if not attempt["denied"]:
+                error = IsolationUnavailable if self._sandbox is None else SandboxUnavailable
+                raise error(attempt["name"], f"not denied: {attempt['detail']}", _BROKEN_FIX)
+        return tuple(attempts)
+
+
+def _ask(link: WorkerLink, message: dict[str, Any]) -> list[Attempt]:
+    deadline = time.monotonic() + _PROBE_LIMIT_S
+    try:
+        link.send(message)
+        while (reply := link.receive_soon()) is None:
+            ready = link.wait(_PROBE_LIMIT_S * 1000)
+            if link.is_dead(ready) or time.monotonic() > deadline:
+                raise WorkerStartFailed(_NO_ANSWER)
+    except (EOFError, OSError) as exc:
+        raise WorkerStartFailed(_NO_ANSWER) from exc
+    attempts: list[Attempt] = reply["attempts"]
+    return attempts

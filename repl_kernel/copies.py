@@ -1,0 +1,214 @@
+"""The worker's side of snapshots: frozen copies of itself, each asleep until it is needed.
+
+    worker --fork--> intermediate --fork--> copy     see `orphan`: the copy is the keeper's child
+      |                                       |
+      v                                       v
+    goes on, undisturbed                    sleeps on a socket of its own to the session
+                                              | {"op": "wake"} + descriptors
+                                              +--fork--> intermediate --fork--> live worker, in that state
+                                              v
+                                            sleeps on: the same crash again must not lose everything
+
+Copies end only by `os._exit`: nothing of the user's is flushed or finalised twice.
+"""
+
+from __future__ import annotations
+
+import _socket
+import gc
+import os
+import struct
+import time
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import orjson
+
+from repl_kernel.descriptor_list import cut_off_peers, open_descriptors
+from repl_kernel.orphan import fork_orphan
+from repl_kernel.orphaned_programs import SNAPSHOT_NAME, WORKER_NAME
+from repl_kernel.random_state import reseed
+from repl_kernel.refusal import calm_native_threads, why_no_copy, why_not_trusted
+
+_MSG_CMSG_CLOEXEC = 0x40000000
+_PACKET_BYTES = 4096
+_MAX_FDS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Awakened:
+    """This process has become a live worker.
+
+    It has a data socket and the state after an execution, and lacks what it lost; where `is_due` it shall
+    make a copy of its own when it idles.
+    """
+
+    data_fd: int
+    seq: int
+    lost: tuple[str, ...]
+    is_due: bool
+
+
+class Copier:
+    """Makes copies of this process, and tells the session of each over the announcement channel."""
+
+    def __init__(self, channel_fd: int, keeper_pid: int) -> None:
+        self._channel = _channel(channel_fd)
+        self._keeper_pid = keeper_pid
+        self.is_forking = False
+        """Whether the fork that happens now is ours: hooks for the user's forks leave it alone."""
+        self.last_cost_s = 0.0
+        """How long this process was busy with its last copy."""
+
+    def make(self, seq: int, own_fds: set[int]) -> Awakened | None:
+        """Make a copy that holds the state after execution `seq`.
+
+        Returns `None` in the worker itself, where the copy may have been refused (the session is told why),
+        and in the copy, one day, how it was awakened. `own_fds` are those that are not the user's.
+        """
+        began = time.perf_counter()
+        not_users = own_fds | {self._channel.fileno()}
+        ends: list[_socket.socket] = []
+        try:
+            reason = why_no_copy()
+            if reason is None:
+                calm_native_threads()
+                descriptors = open_descriptors(not_users)
+                theirs, ours = ends = list(_socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET))
+                if self._fork(SNAPSHOT_NAME):
+                    theirs.close()
+                    return self._be_copy(ours, not_users)
+                ours.close()
+                reason = why_not_trusted() or _why_not_there(theirs)
+                if reason is None:
+                    made = {"seq": seq, "made": True, "at": time.time(), "descriptors": descriptors}
+                    self._announce(made, theirs.fileno())
+        except OSError as exc:
+            reason = f"the system refused a fork: {exc.strerror}"
+        for end in ends:
+            end.close()
+        if reason is not None:
+            self._announce({"seq": seq, "refused": reason})
+        self.last_cost_s = time.perf_counter() - began
+        return None
+
+    def announce_live(self, lost: tuple[str, ...]) -> None:
+        """Tell the session that this process is the live worker now, and what of the user's it lacks."""
+        pidfd = os.pidfd_open(os.getpid())
+        self._announce({"live": os.getpid(), "lost": lost}, pidfd)
+        os.close(pidfd)
+
+    @property
+    def channel_fd(self) -> int:
+        """The descriptor of the announcement channel."""
+        return self._channel.fileno()
+
+    def close(self) -> None:
+        """Let go of the channel: in a fork of the user's."""
+        self._channel.close()
+
+    def _announce(self, message: dict[str, Any], fd: int | None = None) -> None:
+        message["minflt"] = _minor_faults()
+        rights = [] if fd is None else [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", fd))]
+        try:
+            self._channel.sendmsg([orjson.dumps(message)], rights, _socket.MSG_DONTWAIT)
+        except OSError:
+            pass  # the session is gone, or so far behind that it could use no further copy
+
+    def _fork(self, name: str) -> bool:
+        """Fork; returns whether this is the new process. Raises OSError."""
+        self.is_forking = True
+        try:
+            return fork_orphan(self._keeper_pid, name)
+        finally:
+            self.is_forking = False
+
+    def _be_copy(self, ours: _socket.socket, not_users: set[int]) -> Awakened:
+        """Sleep until the session wakes this copy or lets it go; returns in the live worker made of it."""
+        gc.freeze()  # a collection would write to every object, and unshare every page
+        os.setsid()
+        lost = cut_off_peers(ours.fileno(), not_users)
+        self._channel.close()
+        while True:
+            message, fds = _next_packet(ours)
+            if message["op"] == "measure":
+                _send(ours, {"private_bytes": _private_bytes()})
+                continue
+            try:
+                is_live = self._fork(WORKER_NAME)
+            except OSError as exc:
+                _send(ours, {"failed": exc.errno})
+                is_live = False
+            if is_live:
+                ours.close()
+                return self._become_live(message, fds, lost)
+            for fd in fds:
+                os.close(fd)
+
+    def _become_live(self, message: dict[str, Any], fds: list[int], lost: tuple[str, ...]) -> Awakened:
+        os.setsid()
+        data_fd, channel_fd, *outputs = fds
+        for number, fd in enumerate(outputs, start=1):
+            os.dup2(fd, number)
+            os.close(fd)
+        self._channel = _channel(channel_fd)
+        if message["reseed"]:
+            reseed()
+        return Awakened(data_fd, message["seq"], lost, message["due"])
+
+
+def _next_packet(ours: _socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """The session's next packet to this copy, with its descriptors; ends the copy where it was let go."""
+    try:
+        data, ancillary, _, _ = ours.recvmsg(
+            _PACKET_BYTES, _socket.CMSG_SPACE(4 * _MAX_FDS), _MSG_CMSG_CLOEXEC
+        )
+    except OSError:
+        data = b""
+    if not data:
+        _end_unnoticed()
+    fds = [fd for _, _, payload in ancillary for fd in struct.unpack(f"{len(payload) // 4}i", payload)]
+    return orjson.loads(data), fds
+
+
+def _end_unnoticed() -> NoReturn:
+    """End this copy: tearing its memory down takes long enough to be felt by a worker that runs meanwhile."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    except OSError:
+        pass  # forbidden here
+    os._exit(0)
+
+
+def _send(ours: _socket.socket, message: dict[str, Any]) -> None:
+    try:
+        ours.send(orjson.dumps(message), _socket.MSG_DONTWAIT)
+    except OSError:
+        pass  # the session is gone: the next packet says so
+
+
+def _why_not_there(theirs: _socket.socket) -> str | None:
+    """The reason why there is no copy at the other end, `None` where there is one."""
+    try:
+        theirs.recv(1, _socket.MSG_DONTWAIT | _socket.MSG_PEEK)
+    except BlockingIOError:
+        return None
+    except OSError:
+        pass
+    return "the system refused a fork"
+
+
+def _channel(fd: int) -> _socket.socket:
+    return _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fd)
+
+
+def _minor_faults() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def _private_bytes() -> int:
+    """What this process holds that no other one shares; 15 ms for each GB."""
+    with open("/proc/self/smaps_rollup", "rb") as file:
+        return sum(int(line.split()[1]) << 10 for line in file if line.startswith(b"Private_"))

@@ -1,0 +1,56 @@
+"""What the user's code has open, in words; and what of it a copy has to let go."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+_MAX_LISTED = 100
+_MAX_NAME_CHARACTERS = 200
+"""So that a list fits one packet of the announcement channel."""
+
+
+def open_descriptors(not_users: set[int]) -> list[str]:
+    """List the user's open descriptors above 2: number and what it is; for files the offset as well."""
+    lines: list[str] = []
+    for fd in sorted(map(int, os.listdir("/proc/self/fd"))):
+        if fd <= 2 or fd in not_users:
+            continue
+        try:
+            mode = os.fstat(fd).st_mode
+            text = f"{fd} ({_target(fd)})"
+            if stat.S_ISREG(mode):
+                text += f" at byte {os.lseek(fd, 0, os.SEEK_CUR)}"
+        except OSError:
+            continue  # the descriptor of the listing itself
+        lines.append(text)
+    if len(lines) > _MAX_LISTED:
+        lines[_MAX_LISTED:] = [f"and {len(lines) - _MAX_LISTED} more"]
+    return lines
+
+
+def cut_off_peers(kept_fd: int, not_users: set[int]) -> tuple[str, ...]:
+    """Put /dev/null over all pipes and sockets but one: their peers must see the worker close them.
+
+    Descriptors 1 and 2 stay. Returns what the user's were, for the notices of a restore.
+    """
+    lost: list[str] = []
+    null_fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd <= 2 or fd in (kept_fd, null_fd):
+            continue
+        try:
+            mode = os.fstat(fd).st_mode
+            if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+                if fd not in not_users:
+                    lost.append(f"{fd} ({_target(fd)})")
+                os.dup2(null_fd, fd, inheritable=os.get_inheritable(fd))
+        except OSError:
+            pass  # the descriptor of the listing itself
+    os.close(null_fd)
+    return tuple(lost[:_MAX_LISTED])
+
+
+def _target(fd: int) -> str:
+    target = os.readlink(f"/proc/self/fd/{fd}")
+    return target.encode("utf-8", "backslashreplace").decode()[-_MAX_NAME_CHARACTERS:]

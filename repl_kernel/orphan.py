@@ -1,0 +1,108 @@
+"""Forks that leave no trace in the process that makes them: no child, no signal, no renewed dice.
+
+process --fork--> intermediate --fork--> orphan, whose parent is the keeper
+   ^-- reaps ----------+ ends at once: the user's `os.wait()` sees neither of the two
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from repl_kernel.linux import set_parent_death_signal, set_process_name
+
+_YIELDS = 20
+_NAP_S = 0.0002
+"""Between looks whether the intermediate has ended, once it isn't quick about it."""
+
+
+def fork_orphan(reaper_pid: int, name: str) -> bool:
+    """Fork twice; returns whether this is the grandchild: a child of `reaper_pid`, that dies with it.
+
+    Raises OSError where the system refuses one of the forks. Where the user's code ignores SIGCHLD the second
+    fork can fail without that.
+    """
+    dice = _random_state()
+    with _sigchld_swallowed():
+        pid = os.fork()
+        if pid:
+            _reap(pid)
+            return False
+        intermediate_pid = os.getpid()
+        set_process_name(name)
+        try:
+            if os.fork():
+                os._exit(0)
+        except OSError as exc:
+            os._exit(exc.errno or 1)
+        _settle_below(reaper_pid, intermediate_pid)
+        _restore_random_state(dice)
+        return True
+
+
+def _reap(pid: int) -> None:
+    try:
+        _, status = os.waitpid(pid, 0)
+    except ChildProcessError:
+        return  # the user's code has SIGCHLD ignored: the kernel reaped it
+    if code := os.waitstatus_to_exitcode(status):
+        raise OSError(code, os.strerror(code)) if code > 0 else OSError(0, f"killed by signal {-code}")
+
+
+def _settle_below(reaper_pid: int, intermediate_pid: int) -> None:
+    looks = 0
+    while os.getppid() == intermediate_pid:
+        looks += 1
+        if looks < _YIELDS:
+            os.sched_yield()
+        else:
+            time.sleep(_NAP_S)
+    set_parent_death_signal(signal.SIGKILL)
+    if os.getppid() != reaper_pid:
+        os._exit(70)
+
+
+def _random_state() -> Any:
+    """Of the `random` module, which renews itself in every forked child: a copy must not notice the fork."""
+    module = sys.modules.get("random")
+    try:
+        return None if module is None else module.getstate()
+    except Exception:  # noqa: BLE001 - the user's code may have put anything there
+        return None
+
+
+def _restore_random_state(state: Any) -> None:
+    if state is not None:
+        sys.modules["random"].setstate(state)
+
+
+@contextmanager
+def _sigchld_swallowed() -> Iterator[None]:
+    """Keep the end of our intermediate from a handler that the user's code has set."""
+    if not callable(signal.getsignal(signal.SIGCHLD)):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    was_pending = signal.SIGCHLD in signal.sigpending()
+    try:
+        yield
+    finally:
+        if not was_pending and signal.SIGCHLD in signal.sigpending():
+            signal.sigtimedwait({signal.SIGCHLD}, 0)
+            if _has_ended_child():
+                signal.raise_signal(
+                    signal.SIGCHLD
+                )  # one of the user's ended meanwhile: the two had become one
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _has_ended_child() -> bool:
+    try:
+        return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return False

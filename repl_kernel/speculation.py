@@ -1,0 +1,111 @@
+"""Runs several pieces of code at once, each in a copy of the same state; one of the copies may be kept.
+
+snapshot --wake--> worker of candidate 1 --> outcome 1
+         --wake--> worker of candidate 2 --> outcome 2      each with a socket and pipes of its own
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from repl_kernel.capture import OpenSpool, OutputCollector
+from repl_kernel.exchange import Exchange, WorkerDied
+from repl_kernel.interruption import Interruption
+from repl_kernel.late import LateCollector
+from repl_kernel.lives import wake_beside
+from repl_kernel.outcome import Death, Gathered, death_outcome, outcome_from_reply, past_time_limit
+from repl_kernel.process_tree import kill_descendants
+from repl_kernel.snapshots import Snapshot
+from repl_kernel.worker_link import death_of
+from task_logger.record import ExecutionOutcome, ExecutionRequest, Isolation
+
+ExitStatus = Callable[[int], int | None]
+"""How a worker with that pid has ended: the keeper knows."""
+
+
+class Candidate:
+    """One piece of code in a worker of its own."""
+
+    def __init__(
+        self, snapshot: Snapshot, request: ExecutionRequest, open_spool: OpenSpool, isolation: Isolation
+    ) -> None:
+        self.request = request
+        self.base = snapshot
+        self.outcome: ExecutionOutcome | None = None
+        self.link, notices = wake_beside(snapshot, seq=snapshot.seq)
+        self._streams = (OutputCollector("stdout", open_spool), OutputCollector("stderr", open_spool))
+        self._interruption = Interruption()
+        self._exchange = Exchange(self._interruption, self._streams, LateCollector(open_spool), open_spool)
+        self._gathered = Gathered("worker", isolation, self._streams)
+        self._gathered.notices += notices
+        self._gathered.parent = f"{request.session_id}:{snapshot.seq}"
+
+    def run(self, message: Mapping[str, Any], exit_status: ExitStatus) -> None:
+        """Run the code to its end, and leave what came of it in `outcome`."""
+        limit_s = self.request.time_limit_s
+        began_ns = time.perf_counter_ns()
+        self._interruption.arm(self.link)
+        try:
+            reply = self._exchange.run(self.link, dict(message), limit_s)
+        except WorkerDied:
+            self._interruption.disarm()
+            elapsed_ns = time.perf_counter_ns() - began_ns
+            death = Death(*death_of(exit_status(self.link.inner_pid)), elapsed_ns)
+            status = self._interruption.reason or "crashed"
+            self.outcome = death_outcome(
+                death, status, self._interruption.taken, "this candidate can't be adopted", self._gathered
+            )
+            return
+        self._interruption.disarm()
+        self._gathered.parts = self._exchange.parts
+        outcome = outcome_from_reply(reply, self._gathered)
+        if (
+            limit_s is not None
+            and self._interruption.reason == "timeout"
+            and (outcome.status == "interrupted" or outcome.elapsed_ms > limit_s * 1000)
+        ):
+            outcome = past_time_limit(outcome, limit_s)
+        self.outcome = outcome
+
+    def interrupt(self) -> bool:
+        """Interrupt it."""
+        return self._interruption.begin("interrupted")
+
+    def end(self) -> None:
+        """Kill its worker and the programs it started."""
+        kill_descendants(self.link.pid)
+        self.link.signal(signal.SIGKILL)
+        self.link.close()
+
+
+def run_all(
+    candidates: Sequence[Candidate], messages: Sequence[Mapping[str, Any]], exit_status: ExitStatus
+) -> None:
+    """Run candidates at once; returns when all have ended. The keeper is asked by one of them at a time."""
+    lock = threading.Lock()
+
+    def locked_status(pid: int) -> int | None:
+        with lock:
+            return exit_status(pid)
+
+    threads = [
+        threading.Thread(target=candidate.run, args=(message, locked_status), name="json-repl candidate")
+        for candidate, message in zip(candidates, messages, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    interrupt: KeyboardInterrupt | None = None
+    for thread in threads:
+        while thread.is_alive():
+            try:
+                thread.join()
+            except KeyboardInterrupt as exc:
+                interrupt = exc
+                for candidate in candidates:
+                    candidate.interrupt()
+    if interrupt is not None:
+        raise interrupt

@@ -1,0 +1,136 @@
+"""The worker route with its timeline: rewind, branch, speculate.
+
+rewind(seq)       the state after an earlier execution becomes the live one
+branch(seq)       another executor, whose namespace begins with that state
+speculate(…)      several pieces of code at once, each in a copy of the live state; adopt one, or discard all
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from repl_kernel.errors import InterruptedByCaller, RequestRefused
+from repl_kernel.manager import WorkerExecutor
+from repl_kernel.speculation import Candidate, run_all
+from task_logger.record import ExecutionOutcome, ExecutionRequest
+
+
+class TimelineExecutor(WorkerExecutor):
+    """Runs executions in a worker whose earlier states are kept."""
+
+    _candidates: Sequence[Candidate] = ()
+
+    def snapshots(self) -> list[dict[str, object]]:
+        """The states that are kept, oldest first: `seq`, `age_s`."""
+        with self._turn:
+            self._attend([])
+            return self._lives.ring.describe()
+
+    def rewind(self, seq: int) -> tuple[str, ...]:
+        """Make the state after execution `seq` the live one; returns notices.
+
+        Raises `SnapshotGone` where that state is not kept, `SnapshotLost` where its copy has died; nothing
+        has changed then.
+        """
+        with self._turn:
+            notices: list[str] = []
+            self._attend(notices)
+            lives = self._lives
+            if seq == lives.state_seq:
+                return tuple(notices)  # it is live
+            if seq == 0 and self._origin is None:
+                return (*notices, *lives.go_to_empty())
+            return (*notices, *lives.go_to(lives.ring.get(seq)))
+
+    def branch(self, seq: int, session_id: str, *, reseed: bool = False) -> TimelineExecutor:
+        """Another executor, whose namespace begins with the state after execution `seq` of this one.
+
+        `session_id` is this executor's; `reseed` renews the random generators. Raises as `rewind`.
+        """
+        with self._turn:
+            self._attend([])
+            if seq == self._lives.state_seq:
+                self._ensure_snapshot([])
+            snapshot = self._lives.ring.get(seq)
+            lives, notices = self._lives.branch(snapshot, reseed=reseed)
+            other = TimelineExecutor(open_spool=self._open_spool, lives=lives)
+            other._origin = self._name(session_id, seq)
+            other._first_notices = notices
+            return other
+
+    def speculate(self, requests: Sequence[ExecutionRequest]) -> list[ExecutionOutcome]:
+        """Run each request in a copy of the live state, all at once; the live state stays as it is.
+
+        Raises `SnapshotRefused` where the state can't be copied, `SnapshotLost` and `CannotFork`; nothing has
+        run then. A KeyboardInterrupt of the caller interrupts all; `InterruptedByCaller` has the outcomes.
+        """
+        with self._turn:
+            self.discard()
+            self._attend([])
+            self._last_seq = max((request.seq for request in requests), default=self._last_seq)
+            self._ensure_snapshot([])
+            lives = self._lives
+            snapshot = lives.ring.get(lives.state_seq)
+            candidates: list[Candidate] = []
+            try:
+                for request in requests:
+                    candidates.append(Candidate(snapshot, request, self._open_spool, self.isolation))
+                messages = [self._message(each.request, each.link, may_ask=False) for each in candidates]
+            except BaseException:
+                for candidate in candidates:
+                    candidate.end()
+                raise
+            self._candidates = candidates
+            interrupt: KeyboardInterrupt | None = None
+            try:
+                run_all(candidates, messages, lives.exit_status)
+            except KeyboardInterrupt as exc:
+                interrupt = exc
+            outcomes = [candidate.outcome for candidate in candidates if candidate.outcome is not None]
+        if interrupt is not None:
+            raise InterruptedByCaller(*outcomes) from interrupt
+        return outcomes
+
+    def adopt(self, index: int) -> None:
+        """Make the state of candidate `index` of the last `speculate` the live one, and end the others.
+
+        Raises `RequestRefused` where there is no such candidate, or its worker has died.
+        """
+        with self._turn:
+            self._require_open()
+            if not 0 <= index < len(self._candidates):
+                raise RequestRefused(
+                    f"there is no candidate {index}: {len(self._candidates)} wait for adoption"
+                )
+            chosen = self._candidates[index]
+            if chosen.link.wait_for_death(0):
+                raise RequestRefused(f"candidate {index} can't be adopted: its worker has died")
+            self._candidates = [each for each in self._candidates if each is not chosen]
+            self._lives.adopt(chosen.link, chosen.request.seq, chosen.base)
+            self.discard()
+
+    def discard(self) -> None:
+        """End all candidates; the live state is the one before `speculate`."""
+        with self._turn:
+            candidates, self._candidates = self._candidates, ()
+            for candidate in candidates:
+                candidate.end()
+
+    def restart(self) -> None:
+        """Empty the namespace; candidates end too."""
+        with self._turn:
+            self.discard()
+            super().restart()
+
+    def interrupt(self) -> bool:
+        """Interrupt what runs: an execution, or all candidates."""
+        interrupted = [candidate.interrupt() for candidate in self._candidates]
+        return super().interrupt() or any(interrupted)
+
+    def close(self) -> None:
+        """End everything; idempotent."""
+        self.interrupt()
+        with self._turn:
+            if not self._is_closed:
+                self.discard()
+            super().close()
