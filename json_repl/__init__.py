@@ -6,13 +6,19 @@ TYPE_CHECKING = False  # `typing` is not imported before the worker is started
 if TYPE_CHECKING:
     from json_repl.client import SessionProcess
     from json_repl.default_session import execute_code
+    from json_repl.pool import SessionPool
     from json_repl.session import Session
 
 __version__ = "0.1.0"
 
-__all__ = ["Session", "SessionProcess", "__version__", "execute_code"]
+__all__ = ["Session", "SessionPool", "SessionProcess", "__version__", "execute_code"]
 
-_HOMES = {"Session": "session", "SessionProcess": "client", "execute_code": "default_session"}
+_HOMES = {
+    "Session": "session",
+    "SessionPool": "pool",
+    "SessionProcess": "client",
+    "execute_code": "default_session",
+}
 
 
 def __getattr__(name: str) -> object:

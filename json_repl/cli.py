@@ -1,4 +1,4 @@
-"""The command `json-repl`: serve (the default), run, demo.
+"""The command `json-repl`: serve (the default), run, demo, doctor.
 
 main() -> no arguments: stdio.serve, at once   -> otherwise click -> the command -> exit code
 """
@@ -69,11 +69,19 @@ def _commands() -> Group:
 
     @commands.command("serve")
     @route_option
-    def serve_command(route: SessionRoute | None) -> int:
+    @click.option(
+        "--preload",
+        metavar="NAME,…",
+        help="Import these modules before the worker is forked: it has them at once. Means --route worker.",
+    )
+    def serve_command(route: SessionRoute | None, preload: str | None) -> int:
         """Serve JSON-RPC, one message a line, on standard input and output."""
         from json_repl.stdio import serve
 
-        return serve(route)
+        if preload is None:
+            return serve(route)
+        names = [name.strip() for name in preload.split(",")]
+        return serve(route or "worker", preload=names)
 
     @commands.command("run")
     @click.argument("file")
@@ -95,6 +103,14 @@ def _commands() -> Group:
         from json_repl.demo import run_demo
 
         return run_demo()
+
+    @commands.command("doctor")
+    @click.option("--json", "as_json", is_flag=True, help="Print what was found as one line of JSON.")
+    def doctor_command(as_json: bool) -> int:
+        """Try every isolation on this machine, and say how to get what is missing; 1 without a sandbox."""
+        from json_repl.doctor import run_doctor
+
+        return run_doctor(as_json=as_json)
 
     return commands
 

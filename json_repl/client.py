@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping
-from types import TracebackType
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from json_repl.connection import Connection
 from json_repl.errors import RequestFailed, SessionClosed, SessionProcessDied, SessionStartFailed
+from json_repl.remote_session import CONTROL_BOUND_S, FOREVER, RemoteSession
 
 if TYPE_CHECKING:
     from subprocess import Popen
@@ -23,20 +23,16 @@ if TYPE_CHECKING:
     from json_repl.session import SessionRoute
     from repl_kernel.executor import OnInput, OnOutput
 
-FOREVER = float("inf")
-
-CONTROL_BOUND_S = 30.0
-"""How long `ping`, `interrupt` and the end of an interrupted execution are waited for."""
-
 TERM_BOUND_S = 6.0
 """A process told to end by SIGTERM takes up to 5 s to write its last line."""
 
 
-class SessionProcess:
+class SessionProcess(RemoteSession):
     """A recorded session in a process of its own; a context manager, usable from several threads.
 
     `route` of `None` means from the environment, `env` of `None` this process's own; `python` is the
-    interpreter to start. Raises `SessionStartFailed` where it isn't ready within `start_bound_s`.
+    interpreter to start; `preload` are modules that the worker is to have at once. Raises
+    `SessionStartFailed` where it isn't ready within `start_bound_s`.
     The process gets a process group of its own, so that Ctrl-C in a terminal only reaches the caller.
     """
 
@@ -44,6 +40,7 @@ class SessionProcess:
         self,
         *,
         route: SessionRoute | None = None,
+        preload: Collection[str] = (),
         env: Mapping[str, str] | None = None,
         python: str = sys.executable,
         cwd: str | os.PathLike[str] | None = None,
@@ -52,21 +49,13 @@ class SessionProcess:
     ) -> None:
         self._close_bound_s = close_bound_s
         self._is_closed = False
-        self._process = _spawn(route, env, python, cwd)
+        self._process = _spawn(route, preload, env, python, cwd)
         self._connection = Connection(self._process)
         try:
             self._await_ready(start_bound_s)
         except BaseException:
             self._kill()
             raise
-
-    def __enter__(self) -> SessionProcess:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def pid(self) -> int:
@@ -82,54 +71,6 @@ class SessionProcess:
     def stderr_tail(self) -> str:
         """The last 4 kB that the process itself wrote to its stderr, as far as they were read."""
         return self._connection.stderr_tail
-
-    def execute_code(
-        self,
-        code: str,
-        *,
-        time_limit_s: float | None = None,
-        tags: Mapping[str, object] | None = None,
-        on_output: OnOutput | None = None,
-        on_input: OnInput | None = None,
-        reply_bound_s: float = FOREVER,
-    ) -> dict[str, Any]:
-        """Run code in the session and return the wire form of its outcome.
-
-        `time_limit_s` is kept by the process. `on_output` takes output as it is written, `on_input` answers
-        `input()` or raises `EOFError`; both run in this thread. A KeyboardInterrupt, and what a callback
-        raises, interrupts the execution, waits until it is recorded, and is raised on.
-        Raises `SessionProcessDied`, `RequestFailed`, `SessionClosed`, and `ReplyTimeout` after
-        `reply_bound_s`: the code may run on then.
-        """
-        params: dict[str, object] = {"code": code}
-        if time_limit_s is not None:
-            params["time_limit_s"] = time_limit_s
-        if tags:
-            params["tags"] = tags
-        if on_output is not None:
-            params["stream"] = True
-        if on_input is not None:
-            params["allow_input"] = True
-        outcome: dict[str, Any] = self._request("execute", params, reply_bound_s, on_output, on_input)
-        return outcome
-
-    def interrupt(self) -> bool:
-        """Interrupt the running execution, from any thread; returns false where none runs."""
-        return bool(self._request("interrupt", {}, CONTROL_BOUND_S)["interrupted"])
-
-    def restart(self) -> None:
-        """Empty the namespace; raises `RequestFailed` while an execution runs."""
-        self._request("restart", {})
-
-    def variables(self) -> list[dict[str, Any]]:
-        """Describe the variables: name, type, shape or length, bytes and preview of each."""
-        described: list[dict[str, Any]] = self._request("variables", {})
-        return described
-
-    def history(self, last: int | None = None) -> list[dict[str, Any]]:
-        """Past records of the session, newest last; `None` means all."""
-        records: list[dict[str, Any]] = self._request("history", {"last": last})
-        return records
 
     def ping(self, bound_s: float = CONTROL_BOUND_S) -> None:
         """Return when the process answers, even while it executes; raises `ReplyTimeout` otherwise."""
@@ -185,15 +126,16 @@ class SessionProcess:
             except SessionProcessDied:
                 raise
             except BaseException:
-                if method == "execute":
-                    self._interrupt_and_wait(call)
+                if method in ("execute", "speculate"):
+                    self._interrupt_and_wait(call, params.get("session_id", self.ready["session_id"]))
                 raise
         if reply is None:
             from json_repl.errors import ReplyTimeout
 
             raise ReplyTimeout(method, bound_s)
         if "error" in reply:
-            raise RequestFailed(reply["error"]["code"], reply["error"]["message"])
+            error = reply["error"]
+            raise RequestFailed(error["code"], error["message"], error.get("data"))
         return reply["result"]
 
     def _wait(
@@ -222,22 +164,31 @@ class SessionProcess:
             text = None
         self._connection.notify("input_reply", {"text": text})
 
-    def _interrupt_and_wait(self, call: Call) -> None:
-        self._connection.notify("interrupt", {})
+    def _interrupt_and_wait(self, call: Call, session_id: object) -> None:
+        self._connection.notify("interrupt", {"session_id": session_id})
         self._wait(call, time.monotonic() + CONTROL_BOUND_S, None, None)
 
 
 def _spawn(
-    route: SessionRoute | None, env: Mapping[str, str] | None, python: str, cwd: str | os.PathLike[str] | None
+    route: SessionRoute | None,
+    preload: Collection[str],
+    env: Mapping[str, str] | None,
+    python: str,
+    cwd: str | os.PathLike[str] | None,
 ) -> Popen[bytes]:
     import subprocess
 
     environment = dict(os.environ if env is None else env)
     if route is not None:
         environment["USE_SUBPROCESS_WORKER"] = {"local": "0", "worker": "1"}[route]
+    command = [python, "-m", "json_repl"]
+    if preload:
+        command += ["serve", "--preload", ",".join(preload)]
+        if route is not None:
+            command += ["--route", route]
     try:
         return subprocess.Popen(
-            [python, "-m", "json_repl"],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -3,6 +3,7 @@
 SessionError
  +-- InvalidRequest             the caller's: an argument that makes no sense
  +-- SessionClosed              the caller's: used after close()
+ +-- PoolClosed                 the caller's: a pool used after close()
  +-- SessionProcessError        of a spawned `python -m json_repl`
  |    +-- SessionStartFailed    the machine's: the process could not be started, or was never ready
  |    +-- SessionProcessDied    the process's: it ended while it was needed
@@ -12,6 +13,10 @@ SessionError
 """
 
 from __future__ import annotations
+
+TYPE_CHECKING = False  # `typing` is not imported before the worker is started
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class SessionError(Exception):
@@ -30,6 +35,13 @@ class SessionClosed(SessionError):
     """The session was used after `close()`; nothing has run."""
 
     def __init__(self, message: str = "the session is closed; start a new one") -> None:
+        super().__init__(message)
+
+
+class PoolClosed(SessionError):
+    """The pool was used after `close()`; there is no session."""
+
+    def __init__(self, message: str = "the pool is closed; make a new one") -> None:
         super().__init__(message)
 
 
@@ -72,11 +84,15 @@ class ReplyTimeout(SessionProcessError):
 
 
 class RequestFailed(SessionProcessError):
-    """The process answered with an RPC error; `code` is one of JSON-RPC's, nothing has run."""
+    """The process answered with an RPC error; `code` is one of JSON-RPC's, nothing has run.
 
-    def __init__(self, code: int, message: str) -> None:
+    `data` are facts about it, such as the `nearest` state that is kept; empty without any.
+    """
+
+    def __init__(self, code: int, message: str, data: Mapping[str, object] | None = None) -> None:
         super().__init__(f"{message} ({code})")
         self.code = code
+        self.data = data or {}
 
 
 class UnreadableCode(SessionError):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 
-from json_repl.params import LATER_METHODS, PARAMS_PARSERS, BadParams, Params
+from json_repl.params import LATER_METHODS, ONE_SESSION_METHODS, PARAMS_PARSERS, BadParams, Params
 
 RequestId: TypeAlias = str | int | None
 
@@ -30,12 +30,16 @@ MAX_EXACT_FLOAT = 2.0**63
 
 
 class Request(NamedTuple):
-    """A request that can be acted on; a notification is one with `wants_reply` false."""
+    """A request that can be acted on; a notification is one with `wants_reply` false.
+
+    `session_id` of `None` means the session that the process began with.
+    """
 
     method: str
     params: Params
     id: RequestId
     wants_reply: bool
+    session_id: str | None = None
 
 
 class Rejected(NamedTuple):
@@ -85,10 +89,10 @@ def parse(line: bytes) -> Request | Rejected:
         # What is no valid request is no valid notification either: it gets its one reply even without an id.
         return Rejected(code=refusal.code, message=refusal.message, id=request_id)
     try:
-        params = _parse_params(method, message)
+        session_id, params = _parse_params(method, message)
     except _Refusal as refusal:
         return Rejected(code=refusal.code, message=refusal.message, id=request_id, wants_reply=wants_reply)
-    return Request(method=method, params=params, id=request_id, wants_reply=wants_reply)
+    return Request(method, params, request_id, wants_reply, session_id)
 
 
 def render_result(request_id: RequestId, result: object) -> bytes:
@@ -96,11 +100,14 @@ def render_result(request_id: RequestId, result: object) -> bytes:
     return render({"jsonrpc": "2.0", "id": request_id, "result": result})
 
 
-def render_error(request_id: RequestId, code: int, message: str) -> bytes:
-    """Render the reply to a request that was not."""
-    return render(
-        {"jsonrpc": "2.0", "id": request_id, "error": {"code": code, "message": _well_formed(message)}}
-    )
+def render_error(
+    request_id: RequestId, code: int, message: str, data: Mapping[str, object] | None = None
+) -> bytes:
+    """Render the reply to a request that was not; `data` are facts for programs, `None` without any."""
+    error: dict[str, object] = {"code": code, "message": _well_formed(message)}
+    if data is not None:
+        error["data"] = data
+    return render({"jsonrpc": "2.0", "id": request_id, "error": error})
 
 
 def render_notification(method: str, params: Mapping[str, object]) -> bytes:
@@ -204,7 +211,8 @@ def _checked_method(message: Mapping[str, Any]) -> str:
     return method
 
 
-def _parse_params(method: str, message: Mapping[str, Any]) -> Params:
+def _parse_params(method: str, message: Mapping[str, Any]) -> tuple[str | None, Params]:
+    """The session that is meant, `None` for the process's first one, and the method's own params."""
     if method in LATER_METHODS:
         raise _Refusal(NO_SUCH_METHOD, f"no such method in this version: {method}")
     parser = PARAMS_PARSERS.get(method)
@@ -215,7 +223,13 @@ def _parse_params(method: str, message: Mapping[str, Any]) -> Params:
     given = message.get("params", {})
     if not isinstance(given, dict):
         raise _Refusal(BAD_PARAMS, "params must be an object (by name, not by position)")
+    session_id = None
+    if "session_id" in given and method in ONE_SESSION_METHODS:
+        session_id, given = given["session_id"], {**given}
+        del given["session_id"]
+        if not isinstance(session_id, str):
+            raise _Refusal(BAD_PARAMS, "session_id must be a string; leave it out for the first session")
     try:
-        return parser(given)
+        return session_id, parser(given)
     except BadParams as exc:
         raise _Refusal(BAD_PARAMS, str(exc)) from exc

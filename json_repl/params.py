@@ -6,7 +6,10 @@ Values here and in `json_repl.messages` are named tuples: a dataclass costs 0.4 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from json_repl.timeline_params import Adopt, Branch, Rewind, Speculate
 
 
 class Execute(NamedTuple):
@@ -17,6 +20,7 @@ class Execute(NamedTuple):
     stream: bool = False
     allow_input: bool = False
     tags: Mapping[str, object] | None = None
+    atomic: bool = False
 
 
 class History(NamedTuple):
@@ -31,7 +35,7 @@ class InputReply(NamedTuple):
     text: str | None
 
 
-Params: TypeAlias = Execute | History | InputReply | None
+Params: TypeAlias = "Execute | History | InputReply | Rewind | Branch | Speculate | Adopt | None"
 """`None`: the method takes none."""
 
 
@@ -40,23 +44,19 @@ class BadParams(Exception):
 
 
 def _parse_execute(given: Mapping[str, Any]) -> Execute:
-    _refuse_unknown(given, "execute", ("code", "time_limit_s", "stream", "allow_input", "tags", "atomic"))
-    if _flag(given, "atomic"):
-        raise BadParams("atomic: true is not in this version; leave it out")
-    tags = given.get("tags")
-    if tags is not None and not isinstance(tags, dict):
-        raise BadParams("tags must be an object")
+    refuse_unknown(given, "execute", ("code", "time_limit_s", "stream", "allow_input", "tags", "atomic"))
     return Execute(
         code=_text(given, "code"),
-        time_limit_s=_time_limit_s(given),
-        stream=_flag(given, "stream"),
-        allow_input=_flag(given, "allow_input"),
-        tags=tags,
+        time_limit_s=time_limit_s(given),
+        stream=flag(given, "stream"),
+        allow_input=flag(given, "allow_input"),
+        tags=tags(given),
+        atomic=flag(given, "atomic"),
     )
 
 
 def _parse_history(given: Mapping[str, Any]) -> History:
-    _refuse_unknown(given, "history", ("last",))
+    refuse_unknown(given, "history", ("last",))
     last = given.get("last")
     if last is not None and (not isinstance(last, int) or isinstance(last, bool) or last < 0):
         raise BadParams("last must be an integer of 0 or more, or null for all")
@@ -64,17 +64,18 @@ def _parse_history(given: Mapping[str, Any]) -> History:
 
 
 def _parse_input_reply(given: Mapping[str, Any]) -> InputReply:
-    _refuse_unknown(given, "input_reply", ("text",))
+    refuse_unknown(given, "input_reply", ("text",))
     if "text" in given and given["text"] is None:
         return InputReply(text=None)
     return InputReply(text=_text(given, "text"))
 
 
 def _parse_nothing(given: Mapping[str, Any]) -> None:
-    _refuse_unknown(given, "this method", ())
+    refuse_unknown(given, "this method", ())
 
 
-def _refuse_unknown(given: Mapping[str, Any], method: str, known: tuple[str, ...]) -> None:
+def refuse_unknown(given: Mapping[str, Any], method: str, known: tuple[str, ...]) -> None:
+    """Raise `BadParams` for a param that the method doesn't take."""
     for name in given:
         if name not in known:
             takes = ", ".join(known) or "no params"
@@ -90,14 +91,24 @@ def _text(given: Mapping[str, Any], name: str) -> str:
     return value
 
 
-def _flag(given: Mapping[str, Any], name: str) -> bool:
+def flag(given: Mapping[str, Any], name: str) -> bool:
+    """A param that is true or false, false where it is left out; raises `BadParams`."""
     value = given.get(name, False)
     if not isinstance(value, bool):
         raise BadParams(f"{name} must be true or false")
     return value
 
 
-def _time_limit_s(given: Mapping[str, Any]) -> float | None:
+def tags(given: Mapping[str, Any]) -> Mapping[str, object] | None:
+    """The param `tags`; raises `BadParams`."""
+    value = given.get("tags")
+    if value is not None and not isinstance(value, dict):
+        raise BadParams("tags must be an object")
+    return value
+
+
+def time_limit_s(given: Mapping[str, Any]) -> float | None:
+    """The param `time_limit_s`; raises `BadParams`."""
     value = given.get("time_limit_s")
     if value is None:
         return None
@@ -110,6 +121,18 @@ def _time_limit_s(given: Mapping[str, Any]) -> float | None:
 MAX_TIME_LIMIT_S = 366 * 24 * 3600
 """Timers of the system overflow not far above this; no limit at all is `null`."""
 
+
+def _parse_timeline(method: str) -> Callable[[Mapping[str, Any]], Params]:
+    """The parser of a method that most servers never hear of: its types are made when they do."""
+
+    def parse(given: Mapping[str, Any]) -> Params:
+        from json_repl.timeline_params import TIMELINE_PARSERS
+
+        return TIMELINE_PARSERS[method](given)
+
+    return parse
+
+
 PARAMS_PARSERS: Mapping[str, Callable[[Mapping[str, Any]], Params]] = {
     "execute": _parse_execute,
     "interrupt": _parse_nothing,
@@ -117,11 +140,19 @@ PARAMS_PARSERS: Mapping[str, Callable[[Mapping[str, Any]], Params]] = {
     "variables": _parse_nothing,
     "history": _parse_history,
     "input_reply": _parse_input_reply,
+    "snapshots": _parse_nothing,
+    "snapshot": _parse_nothing,
+    "rewind": _parse_timeline("rewind"),
+    "branch": _parse_timeline("branch"),
+    "speculate": _parse_timeline("speculate"),
+    "adopt": _parse_timeline("adopt"),
+    "discard": _parse_nothing,
     "ping": _parse_nothing,
     "shutdown": _parse_nothing,
 }
 
-LATER_METHODS = frozenset(
-    "complete inspect snapshots snapshot rewind branch speculate adopt discard".split()  # noqa: SIM905 -- one line
-)
+ONE_SESSION_METHODS = frozenset(PARAMS_PARSERS) - {"input_reply", "ping"}
+"""These also take `session_id`, that of a branch; without it, the process's first session is meant."""
+
+LATER_METHODS = frozenset(("complete", "inspect"))
 """Methods of later versions: no typing mistakes, and the error says so."""

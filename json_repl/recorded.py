@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import _thread
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from repl_kernel.errors import ExecutorClosed, InterruptedByCaller, KernelError
 from repl_kernel.executor import Executor, OnInput, OnOutput
@@ -26,6 +26,7 @@ from task_logger.session_log import SessionLog
 _MAX_OPEN_LOGS = 32
 """A session whose `task_context` changes from call to call keeps this many logs open."""
 
+RunAll = Callable[[Sequence[ExecutionRequest]], Sequence[ExecutionOutcome]]
 OpenLog = Callable[[TaskIds], SessionLog]
 
 
@@ -112,6 +113,24 @@ class RecordedExecutor:
         """See `Executor`."""
         return self._inner.variables()
 
+    def record_all(self, requests: Sequence[ExecutionRequest], run: RunAll) -> list[ExecutionRecord]:
+        """Run several requests of one task at once, and return their records, in their order.
+
+        Where they can't be run, each has a line that says why, and the error is raised.
+        """
+        log = self._log if requests[0].task is self._task else self._switch_log(requests[0].task)
+        log.begin_all(requests)
+        try:
+            outcomes = run(requests)
+        except InterruptedByCaller as exc:
+            _finish_all(log, requests, exc.outcomes)
+            raise
+        except BaseException as exc:
+            failed = self._failed(type(exc).__name__, str(exc))
+            _finish_all(log, requests, [failed] * len(requests))
+            raise
+        return _finish_all(log, requests, outcomes)
+
     def close(self) -> None:
         """Close the executor inside, then the logs, once a running execution has its line."""
         try:
@@ -131,3 +150,9 @@ class RecordedExecutor:
         self._logs.move_to_end(task)
         self._task, self._log = task, log
         return log
+
+
+def _finish_all(
+    log: SessionLog, requests: Sequence[ExecutionRequest], outcomes: Sequence[ExecutionOutcome]
+) -> list[ExecutionRecord]:
+    return [log.finish(request, outcome) for request, outcome in zip(requests, outcomes, strict=True)]

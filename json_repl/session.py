@@ -10,11 +10,13 @@ import os
 import time
 from collections.abc import Collection, Mapping
 from types import TracebackType
-from typing import IO, Any, Literal, cast
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from json_repl.errors import InvalidRequest, SessionClosed
 from json_repl.recorded import RecordedExecutor
+from json_repl.timeline import SnapshotPolicy, Timeline, checked_policy
 from json_repl.wire import wire_form
+from json_repl.work_folder import WorkFolder, checked_isolation
 from repl_kernel.capture import open_temporary_spool
 from repl_kernel.errors import ExecutorClosed
 from repl_kernel.executor import Executor, OnInput, OnOutput
@@ -27,12 +29,16 @@ from task_logger.session_log import SessionLog
 from task_logger.task import TaskContext, check_settings, current_context, log_path, plan_folder, task_ids
 from task_logger.writer import new_session_id
 
+if TYPE_CHECKING:
+    from repl_kernel.probe import Attempt
+    from repl_kernel.timeline import TimelineExecutor
+
 SessionRoute = Literal["local", "worker"]
 
 _NO_TAGS: Mapping[str, object] = {}
 
 
-class Session:
+class Session(Timeline):
     """One namespace, and the recorded executions in it; may be used from several threads, which take
     turns."""
 
@@ -44,25 +50,36 @@ class Session:
         task_id: str | None = None,
         task_name: str | None = None,
         log_dir: str | os.PathLike[str] | None = None,
+        snapshots: SnapshotPolicy = "auto",
         isolation: Isolation | None = None,
+        work_folder: str | os.PathLike[str] | None = None,
+        network: bool = False,
         pass_env: Collection[str] = (),
+        preload: Collection[str] = (),
         actor: str | None = None,
         time_limit_s: float | None = None,
         owns_process: bool = False,
         spawned: SpawnedKeeper | None = None,
+        executor: TimelineExecutor | None = None,
     ) -> None:
         """Open the task's log and start the route's executor.
 
         `None` means from the environment, for `actor` `python`, and for `time_limit_s` no limit. `pass_env`
-        names secret-looking environment variables that the worker gets all the same. `owns_process` is for
-        programs of ours. Raises `ConfigurationError` for a setting that makes no sense,
-        `LogPathRefused` where
-        the log can't be one (with `TASK_LOG_STRICT=1` any other error of the log too), and
-        `WorkerStartFailed`; nothing is left then.
+        names secret-looking environment variables that the worker gets all the same, `preload` modules that
+        are imported before the worker is forked, so that it has them at once, after a restart too. In a
+        sandbox
+        `work_folder` is the one folder that code can write to, `None` a new one below the plan's; `network`
+        lets it use the machine's network. `owns_process` is for programs of ours, `executor` for branches.
+        Raises `ConfigurationError` for a setting that makes no sense, `LogPathRefused` where the log can't be
+        one (with `TASK_LOG_STRICT=1` any other error of the log too), and `WorkerStartFailed` (where the
+        isolation doesn't hold, `IsolationUnavailable`, for a module that can't be preloaded `PreloadFailed`);
+        nothing is left then.
         """
         self._is_closed = True  # until there is something to close
         settings = check_settings(log_dir)
         self.session_id = new_session_id()
+        self.pool: object = None
+        """The pool that this session is of, which lives as long as its sessions, `None` without one."""
         self.task = task_ids(plan_id, task_id, task_name)
         self.log_path = log_path(settings.root, self.task)
         self._settings = settings
@@ -74,27 +91,44 @@ class Session:
         self._is_executing = False
         self._contexts: tuple[TaskContext | None, TaskIds, Mapping[str, object]] = (None, self.task, _NO_TAGS)
         chosen = _route_of(route)
-        self.isolation: Isolation = _isolation_of(chosen, isolation)
+        self._policy = checked_policy(snapshots)
+        self.isolation: Isolation = checked_isolation(chosen, isolation)
+        self._work = WorkFolder(self.isolation, work_folder, network, self.log_path, self.session_id)
         self.route: SessionRoute = chosen
-        executor = self._start(chosen, pass_env, owns_process, spawned)
+        self._preload = _checked_preload(chosen, preload)
         try:
-            self._recorded = RecordedExecutor(executor, self._open_log, self._open_log(self.task), self.task)
+            started: Executor = executor or self._start(chosen, snapshots, pass_env, owns_process, spawned)
         except BaseException:
-            executor.close()
+            self._work.remove_if_empty()
+            raise
+        self._executor = started
+        try:
+            self._recorded = RecordedExecutor(started, self._open_log, self._open_log(self.task), self.task)
+        except BaseException:
+            started.close()
+            self._work.remove_if_empty()
             raise
         self._is_closed = False
 
     def _start(
         self,
         route: SessionRoute,
+        snapshots: SnapshotPolicy,
         pass_env: Collection[str],
         owns_process: bool,
         spawned: SpawnedKeeper | None,
     ) -> Executor:
         if route == "worker":
-            from repl_kernel.manager import WorkerExecutor
+            from repl_kernel.timeline import TimelineExecutor
 
-            return WorkerExecutor(pass_env=pass_env, open_spool=self._open_spool, spawned=spawned)
+            return TimelineExecutor(
+                snapshots=snapshots,
+                isolation=self._work.tier(),
+                pass_env=pass_env,
+                open_spool=self._open_spool,
+                spawned=spawned,
+                preload=self._preload,
+            )
         from repl_kernel.in_process import LocalExecutor
 
         return LocalExecutor(owns_process=owns_process, open_spool=self._open_spool)
@@ -105,6 +139,7 @@ class Session:
         *,
         time_limit_s: float | None = None,
         tags: Mapping[str, object] | None = None,
+        atomic: bool = False,
         on_output: OnOutput | None = None,
         on_input: OnInput | None = None,
     ) -> ExecutionRecord:
@@ -118,6 +153,8 @@ class Session:
         if type(code) is not str:
             raise InvalidRequest("code", f"must be a text, not a {type(code).__name__}")
         limit_s = self._time_limit_s if time_limit_s is None else _checked_time_limit(time_limit_s)
+        if atomic:
+            self._require_timeline("atomic")
         with self._turn:
             if self._is_closed:
                 raise SessionClosed
@@ -125,24 +162,7 @@ class Session:
                 self._is_executing
             ):  # the lock lets this thread in again: from a callback, or the executed code
                 raise InvalidRequest("execute", "was called from within an execution of the same session")
-            context = current_context()
-            task, all_tags = self.task, _NO_TAGS
-            if context is not None:
-                task, all_tags = self._in_context(context)
-            if tags:
-                all_tags = {**all_tags, **_checked_tags(tags)}
-            self._seq += 1
-            request = ExecutionRequest(
-                code=code,
-                session_id=self.session_id,
-                seq=self._seq,
-                task=task,
-                timestamp=timestamp(time.time_ns()),
-                tags=all_tags,
-                time_limit_s=limit_s,
-                allow_input=on_input is not None,
-                actor=self._actor,
-            )
+            request = self._request(code, limit_s, tags, may_ask=on_input is not None, atomic=atomic)
             self._is_executing = True
             try:
                 return self._recorded.record(request, on_output, on_input)
@@ -151,18 +171,49 @@ class Session:
             finally:
                 self._is_executing = False
 
+    def _request(
+        self,
+        code: str,
+        limit_s: float | None,
+        tags: Mapping[str, object] | None,
+        *,
+        may_ask: bool = False,
+        atomic: bool = False,
+    ) -> ExecutionRequest:
+        """The next request of this session."""
+        context = current_context()
+        task, all_tags = self.task, _NO_TAGS
+        if context is not None:
+            task, all_tags = self._in_context(context)
+        if tags:
+            all_tags = {**all_tags, **_checked_tags(tags)}
+        self._seq += 1
+        return ExecutionRequest(
+            code=code,
+            session_id=self.session_id,
+            seq=self._seq,
+            task=task,
+            timestamp=timestamp(time.time_ns()),
+            tags=all_tags,
+            time_limit_s=limit_s,
+            allow_input=may_ask,
+            atomic=atomic,
+            actor=self._actor,
+        )
+
     def execute_code(
         self,
         code: str,
         *,
         time_limit_s: float | None = None,
         tags: Mapping[str, object] | None = None,
+        atomic: bool = False,
         on_output: OnOutput | None = None,
         on_input: OnInput | None = None,
     ) -> dict[str, Any]:
         """Run code and return the wire form of what came of it; see `execute`."""
         record = self.execute(
-            code, time_limit_s=time_limit_s, tags=tags, on_output=on_output, on_input=on_input
+            code, time_limit_s=time_limit_s, tags=tags, atomic=atomic, on_output=on_output, on_input=on_input
         )
         return wire_form(record, self.log_path)
 
@@ -182,6 +233,16 @@ class Session:
         with self._turn:
             self._require_open()
             return [dict(variable) for variable in self._recorded.variables()]
+
+    @property
+    def work_folder(self) -> str | None:
+        """The folder that a sandboxed worker can write to, `None` without a sandbox."""
+        return self._work.path
+
+    @property
+    def isolation_probe(self) -> tuple[Attempt, ...]:
+        """What the worker tried in vain before any code ran: `name`, `denied`, `detail` of each attempt."""
+        return cast("TimelineExecutor", self._executor).isolation_probe if self.route == "worker" else ()
 
     def history(self, last: int | None = None) -> list[dict[str, Any]]:
         """The lines of this session in its task's log, oldest first; `last` bounds them to the
@@ -205,6 +266,7 @@ class Session:
             if not self._is_closed:
                 self._is_closed = True
                 self._recorded.close()
+                self._work.remove_if_empty()
 
     def __enter__(self) -> Session:
         return self
@@ -216,6 +278,21 @@ class Session:
 
     def __del__(self) -> None:
         self.close()
+
+    def _branch_settings(self) -> dict[str, Any]:
+        return {
+            "route": self.route,
+            "plan_id": self.task.plan_id,
+            "task_id": self.task.task_id,
+            "task_name": self.task.task_name,
+            "log_dir": self._settings.root,
+            "snapshots": self._policy,
+            "isolation": self.isolation,
+            "work_folder": self._work.path,
+            "network": self._work.network,
+            "actor": self._actor,
+            "time_limit_s": self._time_limit_s,
+        }
 
     def _require_open(self) -> None:
         if self._is_closed:
@@ -261,17 +338,12 @@ def _route_of(route: str | None) -> SessionRoute:
     raise ConfigurationError("route", f"must be 'local' or 'worker', not {route!r}")
 
 
-def _isolation_of(route: SessionRoute, isolation: str | None) -> Isolation:
-    own: Isolation = "process" if route == "worker" else "none"
-    if isolation is None or isolation == own:
-        return own
-    if route == "local":
-        raise ConfigurationError(
-            "isolation", f"{isolation!r} needs route='worker': code on the local route is not isolated"
-        )
-    raise ConfigurationError(
-        "isolation", f"must be 'process' on the worker route in this version, not {isolation!r}"
-    )
+def _checked_preload(route: SessionRoute, preload: Collection[str]) -> tuple[str, ...]:
+    if not preload:
+        return ()
+    from json_repl.preloading import checked_preload
+
+    return checked_preload(route, preload)
 
 
 def _checked_time_limit(time_limit_s: float | None) -> float | None:

@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 from _queue import Empty, SimpleQueue  # without the Python half of `queue`, which start-up would pay for
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Final
 
 from json_repl import messages
@@ -24,8 +24,9 @@ from json_repl.descriptors import StandardDescriptors, take_standard_descriptors
 from json_repl.errors import InvalidRequest, SessionClosed, SessionError
 from json_repl.lines import LineWriter
 from json_repl.messages import Rejected, Request, RequestId
-from json_repl.params import Execute, History, InputReply
+from json_repl.params import Execute, InputReply
 from json_repl.request_reader import RequestReader
+from json_repl.served import NOT_WHILE_RUNNING, ServedSessions
 
 if TYPE_CHECKING:
     from json_repl.session import Session, SessionRoute
@@ -50,11 +51,15 @@ INSIST_S = 1.0
 
 ANSWER_CHECK_S = 0.05
 
+EXECUTING = ("execute", "speculate")
+"""Methods that run code."""
 
-def serve(route: SessionRoute | None = None, *, spawned: Any = None) -> int:
+
+def serve(route: SessionRoute | None = None, *, preload: Collection[str] = (), spawned: Any = None) -> int:
     """Serve one session on descriptors 0 and 1 until input ends; returns the exit code.
 
-    `route` of `None` means from the environment, `spawned` is a worker's side that was started early, if any.
+    `route` of `None` means from the environment, `preload` are modules that the worker is to have at once,
+    `spawned` is a worker's side that was started early, if any.
     Must be called on the main thread of a process of ours.
     """
     if os.name != "posix":
@@ -68,7 +73,7 @@ def serve(route: SessionRoute | None = None, *, spawned: Any = None) -> int:
     except OSError as exc:
         return _refuse(f"json-repl: standard input or output can't be used ({exc.strerror}); connect both")
     try:
-        session = Session(route=route, actor="stdio", owns_process=True, spawned=spawned)
+        session = Session(route, actor="stdio", owns_process=True, preload=preload, spawned=spawned)
     except (TaskLogError, KernelError, SessionError, OSError) as exc:
         return _refuse(f"json-repl: {exc}", 2 if isinstance(exc, ConfigurationError) else 1)
     return StdioServer(session, descriptors).run()
@@ -80,10 +85,10 @@ def _refuse(message: str, code: int = 2) -> int:
 
 
 class StdioServer:
-    """One session and its one client; owns the session, and the two descriptors for good."""
+    """Sessions and their one client; owns the sessions, and the two descriptors for good."""
 
     def __init__(self, session: Session, descriptors: StandardDescriptors) -> None:
-        self._session = session
+        self._sessions = ServedSessions(session)
         self._writer = LineWriter(descriptors.output_fd)
         self._reader = RequestReader(
             descriptors.input_fd,
@@ -110,18 +115,18 @@ class StdioServer:
         while goes_on and (request := self._reader.next()):
             goes_on = self._carry_out(request)
         self._is_closed = True
-        code = self._close_session()
+        code = self._close_sessions()
         while request := self._reader.next_at_once():
             self._carry_out(request)
         self._reader.leave()
         return code
 
-    def _close_session(self) -> int:
+    def _close_sessions(self) -> int:
         from repl_kernel.errors import KernelError
         from task_logger.errors import TaskLogError
 
         try:
-            self._session.close()
+            self._sessions.close()
         except (TaskLogError, KernelError, OSError) as exc:
             return _refuse(f"json-repl: {exc}", 1)
         return 0
@@ -129,7 +134,7 @@ class StdioServer:
     def _description(self) -> dict[str, object]:
         from json_repl import __version__
 
-        session = self._session
+        session = self._sessions.first
         return {
             "signal": "__READY__",
             "session_id": session.session_id,
@@ -148,41 +153,42 @@ class StdioServer:
             if request.wants_reply:
                 self._writer.write(messages.render_error(request.id, request.code, request.message))
             return True
+        is_last = False
         try:
-            answer = messages.render_result(request.id, self._act(request))
-        except SessionClosed as exc:
-            answer = _error_line(request, messages.SESSION_CLOSED, f"session closed, not run: {exc}")
-        except InvalidRequest as exc:
-            answer = _error_line(request, messages.BAD_PARAMS, str(exc))
+            result, is_last = self._act(request)
+            answer = messages.render_result(request.id, result)
         except (Exception, KeyboardInterrupt) as exc:  # noqa: BLE001 -- whatever is wrong, each gets its reply
-            answer = _error_line(request, messages.INTERNAL_ERROR, f"{type(exc).__name__}: {exc}")
+            from json_repl.methods import error_parts
+
+            answer = messages.render_error(request.id, *error_parts(exc, request.method))
         if os.getpid() != self._pid:
             os._exit(0)  # a child that executed code forked and let run on: only its parent answers
         # Before the reply is sent: who has it may restart.
-        self._executes_done += isinstance(request.params, Execute)
+        self._executes_done += request.method in EXECUTING
         if request.wants_reply:
             self._writer.write(answer)
-        return request.method != "shutdown"
+        return not is_last
 
-    def _act(self, request: Request) -> object:
-        session, params = self._session, request.params
+    def _act(self, request: Request) -> tuple[object, bool]:
+        """Carry out a request; returns its result, and whether it was the last one."""
+        params = request.params
         if self._is_closed or self._ending_since is not None:
             raise SessionClosed("the process was told to end")
         if isinstance(params, Execute):
-            return session.execute_code(
+            outcome = self._sessions.of(request.session_id).execute_code(
                 params.code,
                 time_limit_s=params.time_limit_s,
                 tags=params.tags,
+                atomic=params.atomic,
                 on_output=self._stream_of(request.id, params) if params.stream else None,
                 on_input=self._input_of(request.id, params) if params.allow_input else None,
             )
-        if isinstance(params, History):
-            return session.history(params.last)
-        if request.method == "variables":
-            return session.variables()
-        if request.method == "restart":
-            session.restart()
-        return {}
+            return outcome, False
+        if request.method == "shutdown":
+            return {}, self._sessions.end(request.session_id)
+        from json_repl.methods import act
+
+        return act(self._sessions, request), False
 
     def _stream_of(self, request_id: RequestId, params: Execute) -> OnOutput:
         """What passes output on; a client that doesn't read delays the code, no limit and no interrupt."""
@@ -242,20 +248,25 @@ class StdioServer:
             self._reply(request, {})
         elif request.method == "interrupt":
             self._interrupts += 1
-            self._reply(request, {"interrupted": self._session.interrupt()})
+            try:
+                self._reply(request, {"interrupted": self._sessions.interrupt(request.session_id)})
+            except InvalidRequest as exc:
+                self._error(request, messages.BAD_PARAMS, str(exc))
         elif isinstance(request.params, InputReply):
             is_asked, self._is_asking = self._is_asking, False
             if is_asked:
                 self._answers.put(request.params.text)
             self._reply(request, {"accepted": is_asked})
-        elif request.method == "restart" and self._executes_queued != self._executes_done:
+        elif request.method in NOT_WHILE_RUNNING and self._executes_queued != self._executes_done:
             self._error(
-                request, messages.BUSY, "busy: an execution runs or waits; restart when it is answered"
+                request,
+                messages.BUSY,
+                f"busy: an execution runs or waits; ask for {request.method} when it is answered",
             )
         elif self._is_closed:
             self._error(request, messages.SESSION_CLOSED, "session closed, not run: shutdown was asked for")
         else:
-            self._executes_queued += isinstance(request.params, Execute)
+            self._executes_queued += request.method in EXECUTING
             return False
         return True
 
@@ -267,7 +278,7 @@ class StdioServer:
             now = time.monotonic()
             if now >= deadline:
                 os._exit(0)
-            if now >= insist_at and self._session.interrupt():
+            if now >= insist_at and self._sessions.interrupt():
                 self._interrupts += 1
                 insist_at = now + INSIST_S
 
@@ -283,11 +294,7 @@ class StdioServer:
 
     def _error(self, request: Request, code: int, message: str) -> None:
         if request.wants_reply:
-            self._writer.write(_error_line(request, code, message))
+            self._writer.write(messages.render_error(request.id, code, message))
 
     def _notify(self, method: str, params: dict[str, object]) -> None:
         self._writer.write(messages.render_notification(method, params))
-
-
-def _error_line(request: Request, code: int, message: str) -> bytes:
-    return messages.render_error(request.id, code, message)

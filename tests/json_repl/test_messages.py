@@ -161,7 +161,7 @@ def test_a_name_given_twice_is_refused_under_the_id_that_was_given() -> None:
     assert rejected(line).id == "mine"
 
 
-@pytest.mark.parametrize("method", ["nope", "", "complete", "rewind", "Execute", "__class__", "execute\n"])
+@pytest.mark.parametrize("method", ["nope", "", "complete", "inspect", "Execute", "__class__", "execute\n"])
 def test_an_unknown_method_is_named(method: str) -> None:
     reply = rejected(line_of(method=method, params={"code": "x"}))
     assert (reply.code, reply.id) == (messages.NO_SUCH_METHOD, 1)
@@ -182,7 +182,21 @@ def test_an_unknown_method_is_named(method: str) -> None:
         ("execute", {"code": "", "stream": 1}, "stream"),
         ("execute", {"code": "", "allow_input": None}, "allow_input"),
         ("execute", {"code": "", "tags": []}, "tags"),
-        ("execute", {"code": "", "atomic": True}, "atomic"),
+        ("execute", {"code": "", "session_id": 1}, "session_id"),
+        ("rewind", {}, "seq is missing"),
+        ("rewind", {"seq": -1}, "seq"),
+        ("rewind", {"seq": True}, "seq"),
+        ("branch", {"seq": 1, "reseed": 1}, "reseed"),
+        ("branch", {"seq": 1.0}, "seq"),
+        ("speculate", {}, "codes"),
+        ("speculate", {"codes": []}, "codes"),
+        ("speculate", {"codes": "x"}, "codes"),
+        ("speculate", {"codes": ["x", 1]}, "codes"),
+        ("speculate", {"codes": ["x"] * 65}, "at most 64"),
+        ("speculate", {"codes": ["x"], "atomic": True}, "'atomic'"),
+        ("adopt", {}, "index is missing"),
+        ("discard", {"index": 1}, "'index'"),
+        ("ping", {"session_id": "x"}, "'session_id'"),
         ("execute", {"code": "", "atomic": 1}, "atomic"),
         ("execute", {"code": "", "timeout": 3}, "'timeout'"),
         ("history", {"last": -1}, "last"),

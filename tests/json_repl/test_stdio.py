@@ -267,7 +267,7 @@ def test_requests_of_every_wrong_kind_get_one_reply_each_and_the_server_stays(st
         (b'{"jsonrpc":"2.0","id":1.5,"method":"ping"}', -32600, None),
         (b'{"jsonrpc":"2.0","id":2,"method":"ping","id":2}', -32600, 2),
         (b'{"jsonrpc":"2.0","id":3,"method":"nope"}', -32601, 3),
-        (b'{"jsonrpc":"2.0","id":4,"method":"rewind"}', -32601, 4),
+        (b'{"jsonrpc":"2.0","id":4,"method":"inspect"}', -32601, 4),
         (b'{"jsonrpc":"2.0","id":5,"method":"execute"}', -32602, 5),
         (b'{"jsonrpc":"2.0","id":6,"method":"execute","params":{"code":"","atomic":true}}', -32602, 6),
         (b'{"jsonrpc":"2.0","id":7,"method":"ping","params":{"' + b"k" * 10**6 + b'":1}}', -32602, 7),
