@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import append, diff, doctests, growth, roundtrip, startup
+from benchmarks import append, diff, doctests, growth, isolation, roundtrip, startup, state, warm
 from benchmarks.table import markdown
 
 Bar = tuple[str, float, float]
@@ -96,6 +96,20 @@ BENCHMARKS = {
         table=startup.table,
         bars=startup.bars,
     ),
+    "warm": Benchmark(
+        title="Warm start",
+        measure=warm.measure,
+        quick=lambda: warm.measure(**warm.QUICK),
+        table=warm.table,
+        bars=warm.bars,
+    ),
+    "isolation": Benchmark(
+        title="Isolation",
+        measure=isolation.measure,
+        quick=lambda: isolation.measure(**isolation.QUICK),
+        table=isolation.table,
+        bars=isolation.bars,
+    ),
     "append": Benchmark(
         title="The log",
         measure=append.measure,
@@ -112,6 +126,13 @@ BENCHMARKS = {
         quick=lambda: growth.measure(**growth.QUICK),
         table=growth.table,
         bars=growth.bars,
+    ),
+    "state": Benchmark(
+        title="State",
+        measure=state.measure,
+        quick=lambda: state.measure(**state.QUICK),
+        table=state.table,
+        bars=state.bars,
     ),
 }
 
