@@ -49,10 +49,14 @@ def _state(world: World, prefix: int, docstring: Docstring) -> object:
 @pytest.mark.parametrize("rewinds", [8, pytest.param(500, marks=pytest.mark.slow)])
 def test_the_state_is_that_of_a_fresh_run_of_the_same_prefix(rewinds: int) -> None:
     dice = random.Random(5)
-    done = thinned = 0
-    sessions = _sessions()
-    dice.shuffle(sessions)
+    before, done, thinned = -1, 0, 0
+    corpus = _sessions()
+    sessions: list[Docstring] = []
     while done < rewinds:
+        if not sessions:  # all of them again, with other rewinds
+            assert done > before, "no state of any session is kept"
+            before = done
+            sessions = dice.sample(corpus, len(corpus))
         docstring = sessions.pop()
         world, fresh = _start(docstring), _start(docstring)
         for example in docstring.examples:
