@@ -66,9 +66,9 @@ class CodeRunner:
                 gate.is_open = True
                 program = self._compiler.compile(text, filename)
                 started_ns = perf_counter_ns()
-                body, tail = program
+                body, tail, awaits = program
                 value: object = None
-                if program.awaits:
+                if awaits:
                     value = self._persistent_loop().run(self._in_loop(program))
                 else:
                     if body is not None:
@@ -109,7 +109,7 @@ class CodeRunner:
     async def _in_loop(self, program: Program) -> object:
         """Run code that awaits somewhere, all of it: what comes before the first await needs the loop too."""
         value: object = None
-        for code in program:
+        for code in (program.body, program.tail):
             if code is not None:
                 value = eval(code, self.namespace)
                 if code.co_flags & CO_COROUTINE:

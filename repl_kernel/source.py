@@ -34,14 +34,8 @@ class Program(NamedTuple):
 
     body: CodeType | None
     tail: CodeType | None
-
-    @property
-    def awaits(self) -> bool:
-        """Whether any of it awaits at its top level."""
-        body, tail = self
-        return bool(
-            (body is not None and body.co_flags & CO_COROUTINE) or (tail and tail.co_flags & CO_COROUTINE)
-        )
+    awaits: int
+    """Whether any of it awaits at its top level."""
 
 
 class Compiler:
@@ -76,29 +70,30 @@ class Compiler:
             end = code.co_code[_STORE_AT:]
             if end[0] == _STORE and end[2::2] == _RETURN and code.co_names[end[1]] == name:
                 self._flags |= code.co_flags & _FUTURE_FLAGS
-                return Program(code, None)
+                return Program(code, None, code.co_flags & CO_COROUTINE)
         return self._by_tree(text, filename)
 
     def _by_expression(self, text: str, filename: str) -> Program:
         """Compile text that looks like one call."""
         try:
-            return Program(None, compile(text, filename, "eval", self._flags, dont_inherit=True))
+            tail: CodeType = compile(text, filename, "eval", self._flags, dont_inherit=True)
         except SyntaxError:
             return self._by_tree(text, filename)
+        return Program(None, tail, tail.co_flags & CO_COROUTINE)
 
     def _by_tree(self, text: str, filename: str) -> Program:
         tree = compile(text, filename, "exec", self._flags | ast.PyCF_ONLY_AST, dont_inherit=True)
         statements: list[ast.stmt] = tree.body
-        if not statements:
-            return Program(None, None)
-        last = statements[-1]
-        if type(last) is not ast.Expr:
-            return Program(self._compile(tree, filename, "exec"), None)
-        body = None
-        if len(statements) > 1:
+        last = statements[-1] if statements else None
+        body = tail = None
+        if isinstance(last, ast.Expr):
             del statements[-1]
+        if statements:
             body = self._compile(tree, filename, "exec")
-        return Program(body, self._compile(ast.Expression(last.value), filename, "eval"))
+        if isinstance(last, ast.Expr):
+            tail = self._compile(ast.Expression(last.value), filename, "eval")
+        flags = (body.co_flags if body is not None else 0) | (tail.co_flags if tail is not None else 0)
+        return Program(body, tail, flags & CO_COROUTINE)
 
     def _compile(self, tree: ast.Module | ast.Expression, filename: str, mode: str) -> CodeType:
         code: CodeType = compile(tree, filename, mode, self._flags, dont_inherit=True)
@@ -121,7 +116,7 @@ class SourceKeeper:
     def settle(self, filename: str, program: Program | None) -> None:
         """Decide, once the code is compiled, how long its source is kept."""
         if program is not None:
-            for code in program:
+            for code in (program.body, program.tail):
                 if code is not None and CodeType in map(type, code.co_consts):
                     self._class_files.update((inner.co_qualname, filename) for inner in _nested(code))
                     return
