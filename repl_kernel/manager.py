@@ -360,3 +360,10 @@ class WorkerExecutor:
 def _environment_text(text: str) -> str:
     """A text as the environment can hold it: no NUL, and what isn't Unicode escaped."""
     return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
+
+
+def run_in_worker(code: str, *, time_limit_s: float | None = None) -> ExecutionOutcome:
+    """Run code on the keep-alive worker of this process, unrecorded; raises as `WorkerExecutor.execute`."""
+    from repl_kernel.process_worker import PROCESS_WORKER
+
+    return PROCESS_WORKER.run(code, time_limit_s)
