@@ -5,14 +5,13 @@ a forked process for each part --sessions of both routes--> rows by size
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import tempfile
 import time
 from statistics import median
 from typing import Any
 
+from benchmarks.command import run_alone
 from benchmarks.forking import call_in_fork
 from benchmarks.growth_log import measure_log
 from benchmarks.growth_output import measure_output
@@ -149,13 +148,7 @@ def bars(found: dict[str, Any]) -> list[tuple[str, float, float]]:
 
 def main() -> int:
     """Measure, and print a table, or JSON with `--json`."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--quick", action="store_true", help="only the smaller logs and outputs")
-    arguments = parser.parse_args()
-    found = measure(**QUICK) if arguments.quick else measure()
-    print(json.dumps(found) if arguments.json else table(found))
-    return 0
+    return run_alone(__doc__, measure, table, QUICK, "only the smaller logs and outputs")
 
 
 if __name__ == "__main__":

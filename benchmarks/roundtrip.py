@@ -5,8 +5,6 @@ a forked process for each placement --blocks of calls to each peer in turn--> p5
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
 import tempfile
@@ -14,6 +12,7 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
+from benchmarks.command import run_alone
 from benchmarks.forking import call_in_fork
 from benchmarks.peers import Call, open_all
 from benchmarks.table import markdown
@@ -118,13 +117,7 @@ def bars(found: dict[str, Any]) -> list[tuple[str, float, float]]:
 
 def main() -> int:
     """Measure, and print a table, or JSON with `--json`."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--quick", action="store_true", help="fewer calls")
-    arguments = parser.parse_args()
-    found = measure(**QUICK) if arguments.quick else measure()
-    print(json.dumps(found) if arguments.json else table(found))
-    return 0
+    return run_alone(__doc__, measure, table, QUICK, "fewer calls")
 
 
 QUICK = {"blocks": 10, "paused": 20}

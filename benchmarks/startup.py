@@ -5,7 +5,6 @@ spawn --> one execute request is written --> its reply is read --> the clock sto
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -16,6 +15,7 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
+from benchmarks.command import run_alone
 from benchmarks.peers import ipykernel_client
 from benchmarks.table import markdown
 
@@ -108,13 +108,7 @@ def bars(found: dict[str, Any]) -> list[tuple[str, float, float]]:
 
 def main() -> int:
     """Measure, and print a table, or JSON with `--json`."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--quick", action="store_true", help="fewer starts")
-    arguments = parser.parse_args()
-    found = measure(**QUICK) if arguments.quick else measure()
-    print(json.dumps(found) if arguments.json else table(found))
-    return 0
+    return run_alone(__doc__, measure, table, QUICK, "fewer starts")
 
 
 if __name__ == "__main__":

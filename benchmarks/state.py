@@ -6,8 +6,6 @@ a session --killed, rewound, branched, speculated--> how long until the outcome,
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
 import tempfile
@@ -16,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from benchmarks.command import run_alone
 from benchmarks.forking import call_in_fork
 from benchmarks.state_peers import compare, compare_table
 from benchmarks.table import markdown
@@ -284,13 +283,7 @@ def bars(found: dict[str, Any]) -> list[tuple[str, float, float]]:
 
 def main() -> int:
     """Measure, and print a table, or JSON with `--json`."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--quick", action="store_true", help="fewer calls, and less memory")
-    arguments = parser.parse_args()
-    found = measure(**QUICK) if arguments.quick else measure()
-    print(json.dumps(found) if arguments.json else table(found))
-    return 0
+    return run_alone(__doc__, measure, table, QUICK, "fewer calls, and less memory")
 
 
 QUICK = {"calls": 40, "deaths": 3, "repeats": 3, "size_bytes": 200 << 20}

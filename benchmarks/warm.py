@@ -5,8 +5,6 @@ pool.session() --> a session --> its first reply --> the clock stops --> the poo
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import tempfile
 import time
@@ -14,6 +12,7 @@ from collections.abc import Callable
 from statistics import median, quantiles
 from typing import Any
 
+from benchmarks.command import run_alone
 from benchmarks.table import markdown
 
 _LIBRARIES = ("numpy", "pandas")
@@ -95,13 +94,7 @@ def bars(found: dict[str, Any]) -> list[tuple[str, float, float]]:
 
 def main() -> int:
     """Measure, and print a table, or JSON with `--json`."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--quick", action="store_true", help="fewer starts")
-    arguments = parser.parse_args()
-    found = measure(**QUICK) if arguments.quick else measure()
-    print(json.dumps(found) if arguments.json else table(found))
-    return 0
+    return run_alone(__doc__, measure, table, QUICK, "fewer starts")
 
 
 if __name__ == "__main__":
