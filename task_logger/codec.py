@@ -132,6 +132,8 @@ def encode(request: ExecutionRequest, outcome: ExecutionOutcome) -> EncodedRecor
 def _may_hold_nan(request: ExecutionRequest, outcome: ExecutionOutcome) -> bool:
     """Whether there are nulls in what can hold floats, rather than the word in a text."""
     parts: list[object] = [request.tags, outcome.changes.variables]
+    for bundle in outcome.displays:
+        parts += [part for part in bundle.values() if not isinstance(part, str)]
     if outcome.result is not None:
         parts += [part for part in outcome.result.values() if not isinstance(part, str)]
     return b"null" in orjson.dumps(parts, option=JSON_OPTIONS)

@@ -32,7 +32,8 @@ JSON_OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIM
 _IN_RECORD = (
     frozenset(REQUIRED)
     | CHAIN_FIELDS
-    | {"actor", "cpu_ms", "peak_rss_bytes", "lossy", "late_output", "parent", "rolled_back", "snapshot"}
+    | {"actor", "cpu_ms", "displays", "peak_rss_bytes", "lossy", "late_output", "parent", "rolled_back"}
+    | {"snapshot"}
 )
 
 
@@ -70,6 +71,8 @@ def fields_of(request: ExecutionRequest, outcome: ExecutionOutcome) -> dict[str,
         "snapshot": outcome.snapshot,
         "actor": request.actor,
     }
+    if outcome.displays:
+        fields["displays"] = outcome.displays
     if outcome.parent is not None:
         fields["parent"] = outcome.parent
     if outcome.rolled_back:
@@ -156,6 +159,7 @@ def outcome_from_fields(fields: Mapping[str, Any]) -> ExecutionOutcome:
             LateOutput(name=item.get("name", "stdout"), text=item.get("text", ""), seq=item.get("seq"))
             for item in fields.get("late_output", ())
         ),
+        displays=tuple(fields.get("displays", ())),
         parent=fields.get("parent"),
         snapshot=fields.get("snapshot"),
         rolled_back=fields.get("rolled_back", False),

@@ -131,7 +131,8 @@ class ExecutionOutcome:
     """What came of a request.
 
     `elapsed_ms` is the wall time of the user's code. `stderr` ends with the traceback when the code
-    raised. `result` is the MIME bundle of the last expression, `None` where it had no value. `lossy` names
+    raised. `result` is the MIME bundle of the last expression, `None` where it had no value; `displays` are
+    those shown on the way, in order. `lossy` names
     the text fields that are backslashreplace text, `artifacts` what did not fit the line. `notices` are
     sentences for the caller; they are not kept. `parent` names the `session_id:seq` whose state the code
     started from, where that is not the execution before; `snapshot` the copy that will hold the state after
@@ -146,6 +147,7 @@ class ExecutionOutcome:
     stdout: str = ""
     stderr: str = ""
     result: Mapping[str, object] | None = None
+    displays: Sequence[Mapping[str, object]] = ()
     error: ExecutionError | None = None
     changes: NamespaceChanges = NO_CHANGES
     artifacts: tuple[Artifact, ...] = ()

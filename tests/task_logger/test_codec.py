@@ -366,9 +366,9 @@ def test_any_changed_byte_is_found_by_the_hash(position: int) -> None:
 
 
 def test_fields_of_a_newer_version_are_kept() -> None:
-    body = encode(request(), outcome()).body + b',"novel":{"a":1},"displays":[{"text/plain":"x"}]'
+    body = encode(request(), outcome()).body + b',"novel":{"a":1},"later":[{"text/plain":"x"}]'
     record = decode(seal(body, 1, FIRST_PREV)[0], "some/path")
-    assert record.extra == {"novel": {"a": 1}, "displays": [{"text/plain": "x"}]}
+    assert record.extra == {"novel": {"a": 1}, "later": [{"text/plain": "x"}]}
     assert record.head is not None
     assert record.head.path == "some/path"
 
