@@ -86,6 +86,19 @@ def look_at(path: str) -> tuple[list[Entry], bool]:
         os.close(descriptor)
 
 
+def content_at(path: str) -> tuple[bytes, bool]:
+    """Read a pending file as it is, changing nothing; returns its bytes and whether its session is alive.
+
+    Raises `OSError`; `FileNotFoundError` where it was settled meanwhile.
+    """
+    descriptor = os.open(path, os.O_RDONLY | SAFE_FLAGS)
+    try:
+        alive = not _can_share(descriptor)
+        return content_of(descriptor), alive
+    finally:
+        os.close(descriptor)
+
+
 def _can_share(descriptor: int) -> bool:
     try:
         flock(descriptor, LOCK_SH | LOCK_NB)

@@ -1,6 +1,6 @@
 """`task-log`: where a task's log is, what is in it, and what is being added to it.
 
-    arguments -> path of a log -> reader -> rows, text or JSON on stdout; what is wrong on stderr
+    arguments -> path of a log -> log_view -> rows, text or JSON on stdout; what is wrong on stderr
 
 Exit codes: 0 done; 1 there is no such log, or it can't be read whole; 2 wrong usage.
 """
@@ -9,37 +9,26 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import asdict
 from io import TextIOWrapper
-from itertools import chain
-from shutil import get_terminal_size
 from typing import Any, TypeVar
 
 import click
-import orjson
 
-from task_logger import display
+from task_logger import cli_keeping, display
 from task_logger.errors import TaskLogError
-from task_logger.fitting import without_surrogates
-from task_logger.reader import (
-    Damage,
-    LogLine,
-    LogReader,
-    find_logs,
-    pending_of,
-    read_lines,
-    record_of,
-    start_of_last,
+from task_logger.log_view import (
+    dumps,
+    echo,
+    show_all,
+    show_last,
+    show_one,
+    show_tree,
 )
-from task_logger.record import ExecutionRecord, ExecutionRequest
-from task_logger.summary import DamageTally, summarize
+from task_logger.reader import find_logs
+from task_logger.summary import summarize
 from task_logger.task import log_path, log_root, normalize_task_name, plan_folder, task_ids, task_number
-
-_POLL_S = 0.1
-"""How often `tail -f` looks at a log's size."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -98,9 +87,14 @@ def _where(command: _F) -> _F:
     return command
 
 
-def _write_utf8(_context: click.Context, _option: click.Parameter, as_json: bool) -> bool:
-    if as_json and isinstance(sys.stdout, TextIOWrapper):
+def _write_utf8_now() -> None:
+    if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
+
+
+def _write_utf8(_context: click.Context, _option: click.Parameter, as_json: bool) -> bool:
+    if as_json:
+        _write_utf8_now()
     return as_json
 
 
@@ -121,7 +115,7 @@ def _path(*, as_json: bool, **where: str | None) -> None:
     """Print the path of a task's log, which need not exist."""
     path = _path_of(**where)
     if as_json:
-        _echo(_dumps({"path": path, "exists": os.path.exists(path)}))
+        echo(dumps({"path": path, "exists": os.path.exists(path)}))
     else:
         sys.stdout.buffer.write(os.fsencode(path) + b"\n")  # exactly these bytes, for other programs
 
@@ -139,7 +133,7 @@ def _ls(*, log_dir: str | None, plan_id: str | None, as_json: bool) -> int:
     summaries = [asdict(summarize(path)) for path in logs]
     if as_json:
         for summary in summaries:
-            _echo(_dumps(summary))
+            echo(dumps(summary))
     else:
         titles = ("plan", "task", "name", "lines", "ok", "failed", "last", "bytes")
         rows = [[display.one_line(str(summary[title])) for title in titles] for summary in summaries]
@@ -165,8 +159,10 @@ def _show(*, log_and_number: tuple[str, ...], as_tree: bool, as_json: bool, **wh
     if as_tree:
         if number is not None:
             raise click.UsageError("--tree shows all of a log; leave the line number out")
-        return _show_tree(path, as_json)
-    return _show_one(path, number, as_json) if number is not None else _show_all(path, as_json)
+        return show_tree(path, as_json=as_json)
+    if number is not None:
+        return show_one(path, number, as_json=as_json)
+    return show_all(path, as_json=as_json)
 
 
 def _log_and_number(arguments: tuple[str, ...]) -> tuple[str | None, int | None]:
@@ -175,106 +171,6 @@ def _log_and_number(arguments: tuple[str, ...]) -> tuple[str | None, int | None]
     if len(rest) > 1:
         raise click.UsageError(f"at most a file and a line number are expected, not {' '.join(arguments)}")
     return (rest[0] if rest else None), number
-
-
-def _show_one(path: str, number: int, as_json: bool) -> int:
-    last_n = 0
-    for line in read_lines(path):
-        if isinstance(line, Damage):
-            continue
-        last_n = line.link.n
-        if last_n == number:
-            if as_json:
-                _echo(_json_text(line))
-            else:
-                for text in display.in_full(line.record()):
-                    _echo(text)
-            return 0
-    lines = f"its lines are 1 to {last_n}" if last_n else "it has none"
-    raise click.ClickException(f"{path} has no line {number}: {lines}")
-
-
-def _show_all(path: str, as_json: bool) -> int:
-    tally = DamageTally()
-
-    def seen(reader: LogReader) -> Iterator[LogLine | Damage]:
-        for line in reader.lines():
-            tally.add(line)
-            yield line
-
-    with LogReader(path) as reader:
-        if as_json:
-            for line in seen(reader):
-                _echo(_json_text(line))
-            for request, is_alive in pending_of(path):
-                _echo(_pending_json(request, is_alive))
-        else:
-            pending = (display.pending_row(request, is_alive) for request, is_alive in pending_of(path))
-            rows = (row.cells() for row in chain((_row(line, tally) for line in seen(reader)), pending))
-            display.print_table(display.ROW_TITLES, rows, right=frozenset({0, 3}), flexible=frozenset({4, 5}))
-    return _report(tally)
-
-
-def _show_tree(path: str, as_json: bool) -> int:
-    from task_logger.lineage import Step, lineage, step_of
-    from task_logger.tree import ASCII, UNICODE, tree_lines, tree_nodes
-
-    tally = DamageTally()
-
-    def steps() -> Iterator[Step]:
-        for line in read_lines(path):
-            tally.add(line)
-            seen = record_of(line) if isinstance(line, LogLine) else line
-            if isinstance(seen, ExecutionRecord):
-                yield step_of(seen)
-            elif seen is not line:
-                tally.add(seen)  # a whole line, which this version can't decode
-
-    found = lineage(steps())
-    pending = list(pending_of(path))
-    if as_json:
-        for node in tree_nodes(found):
-            _echo(_dumps(node))
-        for request, is_alive in pending:
-            _echo(_pending_json(request, is_alive))
-    else:
-        strokes = UNICODE if _can_write(UNICODE.to + "…") else ASCII
-        for text in tree_lines(found, columns=get_terminal_size().columns, strokes=strokes):
-            _echo(text)
-        for request, is_alive in pending:
-            row = display.pending_row(request, is_alive)
-            _echo(f"{row.status}: execution {request.seq} of session {request.session_id}  {row.code}")
-    return _report(tally)
-
-
-def _can_write(text: str) -> bool:
-    try:
-        text.encode(sys.stdout.encoding or "ascii")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _report(tally: DamageTally) -> int:
-    """Say what is wrong on stderr; returns 1 where that is more than a writer's death explains."""
-    for one in tally.damage:
-        note = " (a later line names it)" if tally.is_named(one) else ""
-        print(f"task-log: {display.damage_text(one)}{note}", file=sys.stderr)
-    return 1 if tally.alarming() else 0
-
-
-def _row(line: LogLine | Damage, tally: DamageTally) -> display.Row:
-    seen = record_of(line) if isinstance(line, LogLine) else line
-    if isinstance(seen, ExecutionRecord):
-        return display.row(seen)
-    if seen is not line:
-        tally.add(seen)  # a whole line, which this version can't decode
-    return display.damage_row(seen)
-
-
-def _pending_json(request: ExecutionRequest, is_alive: bool) -> str:
-    pending: dict[str, object] = {"running": is_alive, "session_id": request.session_id, "seq": request.seq}
-    return _dumps({"pending": {**pending, "timestamp": request.timestamp, "code": request.code}})
 
 
 @_commands.command("tail")
@@ -288,42 +184,10 @@ def _pending_json(request: ExecutionRequest, is_alive: bool) -> str:
 def _tail(*, log: str | None, count: int, follow: bool, as_json: bool, **where: str | None) -> int:
     """Show the last executions of a log, one a line, and with -f those to come."""
     path = log or _existing_path_of(**where)
-    tally = DamageTally()
-    with LogReader(path, start=start_of_last(path, count)) as reader, suppress(KeyboardInterrupt):
-        _print_new(reader, tally, as_json=as_json, follow=follow)
-        while follow:
-            sys.stdout.flush()
-            _wait_for_more(reader)
-            _print_new(reader, tally, as_json=as_json, follow=True)
-    return _report(tally)
+    return show_last(path, count, as_json=as_json, follow=follow)
 
 
-def _print_new(reader: LogReader, tally: DamageTally, *, as_json: bool, follow: bool) -> None:
-    for line in reader.lines():
-        if follow and isinstance(line, Damage) and line.kind == "torn_tail":
-            continue  # it comes again, whole or torn, when more follows
-        tally.add(line)
-        _echo(_json_text(line) if as_json else "  ".join(_row(line, tally).cells()))
-
-
-def _wait_for_more(reader: LogReader) -> None:
-    while reader.size_bytes() == reader.seen_bytes:
-        reader.check_path()
-        time.sleep(_POLL_S)
-
-
-def _json_text(line: LogLine | Damage) -> str:
-    if isinstance(line, Damage):
-        fields = {
-            "damage": line.kind,
-            "path": line.path,
-            "at": line.at,
-            "bytes": line.bytes,
-            "reason": line.reason,
-        }
-        return _dumps(fields)
-    text = line.data.decode()
-    return display.printable_json(text) if sys.stdout.isatty() else text
+cli_keeping.add_to(_commands)
 
 
 def _path_of(*, plan_id: str | None, task_id: str | None, task_name: str | None, log_dir: str | None) -> str:
@@ -343,11 +207,3 @@ def _existing_path_of(
     if len(found) > 1:
         raise click.UsageError(f"task {task_id} has several logs: say --name, or one of {', '.join(found)}")
     return found[0] if found else path
-
-
-def _dumps(fields: dict[str, object]) -> str:
-    return orjson.dumps(without_surrogates(fields)).decode()
-
-
-def _echo(text: str) -> None:
-    sys.stdout.write(f"{text}\n")

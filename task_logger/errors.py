@@ -9,6 +9,7 @@ TaskLogError
  |    +-- LogLocked               another process holds the lock and doesn't let go
  |    +-- LogMoved                the path is gone, or another file is there now
  |    +-- LogSyncFailed           the disk did not take what was written
+ |    +-- LogInUse                it isn't finished: a session has it, or left something for it
  +-- LogFailed                  strict mode: an earlier error ended this session's log
  +-- LogClosed                  the caller's: used after close(), or in a forked child
  +-- ConfigurationError         the caller's: a setting or argument makes no sense
@@ -131,6 +132,14 @@ class LogSyncFailed(LogUnavailable):
     def __init__(self, path: str, reason: str) -> None:
         advice = "its last line may not survive a loss of power; check the disk, then start a new session"
         super().__init__(path, reason, what="could not be synced to disk", advice=advice)
+
+
+class LogInUse(LogUnavailable):
+    """The log isn't finished, so that it can't be compressed; it is untouched. `reason` says who has it."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        advice = "it is untouched; try again when its sessions are closed"
+        super().__init__(path, reason, what="isn't finished", advice=advice)
 
 
 class LogFailed(TaskLogError):

@@ -52,7 +52,7 @@ def open_log(path: str, *, fsync: bool) -> LockDescriptor:
             status = _look(path)
             if status is not None:
                 _refuse_what_is_no_log(path, status)
-            number = _open(path, new=status is None)
+            number = _open(path, new=False) if status is not None else _create(path, fsync=fsync)
             if number is not None:
                 return _checked(path, LockDescriptor(number), new=status is None, fsync=fsync)
     except OSError as exc:
@@ -65,6 +65,22 @@ def _look(path: str) -> os.stat_result | None:
         return os.lstat(path)
     except FileNotFoundError:
         return None
+
+
+def _create(path: str, *, fsync: bool) -> int | None:
+    """Create a log; where a compressed one of that name is, bring that back, and return `None`."""
+    from task_logger.folder_lock import folder_lock
+
+    try:
+        with folder_lock(os.path.dirname(path), needed=False):
+            if not os.path.lexists(f"{path}.zst"):
+                return _open(path, new=True)
+    except FileNotFoundError:
+        raise LogPathRefused(path, f"there is no folder {os.path.dirname(path)!r}") from None
+    from task_logger.compression import restore_log
+
+    restore_log(path, fsync=fsync)
+    return None
 
 
 def _open(path: str, *, new: bool) -> int | None:

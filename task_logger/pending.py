@@ -222,6 +222,14 @@ def entries_in(content: bytes) -> list[Entry] | None:
     return [_entry(payload, common) for payload in payloads]
 
 
+def log_name_in(content: bytes) -> str | None:
+    """Return the file name of the log that a pending file is of, `None` where not even that can be read."""
+    try:
+        return str(orjson.loads(content[9 : content.index(b"\n")])["log"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
 def _payloads(content: bytes) -> Iterator[bytes]:
     at, seed = 0, 0
     while (end := content.find(b"\n", at)) >= 0:

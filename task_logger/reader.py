@@ -12,7 +12,7 @@ Nothing is skipped, nothing is written, and no more than one line is in memory.
 from __future__ import annotations
 
 import os
-import stat
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -22,6 +22,14 @@ import orjson
 
 from task_logger.codec import FIRST_PREV, ChainLink, decode, read_link
 from task_logger.errors import BadLine, EncryptedLine, LogNotFound, LogUnreadable, UnsupportedSchema
+from task_logger.log_source import (
+    LOG_ENDINGS,
+    existing_path,
+    is_forward_only,
+    open_source,
+    plain_path,
+    size_of,
+)
 from task_logger.record import ExecutionRecord, ExecutionRequest
 from task_logger.tail import MAX_LINE_BYTES, pieces_backwards
 
@@ -62,13 +70,20 @@ class Damage:
 class LogReader:
     """Reads a log from its start to its present end, and again what was added since.
 
-    `seen_bytes` is the size the file had when it was last read. Close it, or use it in `with`. Opening raises
-    `LogNotFound` or `LogUnreadable`.
+    `seen_bytes` is the size the file had when it was last read. A compressed log reads as the plain one,
+    whose path finds it too. A `source` is read in the file's place, and closed. Close it, or use `with`.
+    Opening raises `LogNotFound` or `LogUnreadable`.
     """
 
-    def __init__(self, path: str, *, start: int = 0) -> None:
-        self.path = path
-        self._file = _open(path)
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        start: int = 0,
+        source: IO[bytes] | None = None,
+    ) -> None:
+        self.path = path = os.fspath(path)
+        self._file = open_source(path) if source is None else source
         self._at = start
         self.seen_bytes = start
         self._last: ChainLink | None = None
@@ -88,13 +103,13 @@ class LogReader:
         self._file.close()
 
     def size_bytes(self) -> int:
-        """Return the present size of the file."""
-        return os.fstat(self._file.fileno()).st_size
+        """Return the present size of the file, of a compressed one that of what it holds."""
+        return size_of(self._file)
 
     def check_path(self) -> None:
         """Raise `LogUnreadable` where the path is no longer this file."""
         try:
-            is_here = os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno()))
+            is_here = os.path.samestat(os.stat(existing_path(self.path)), os.fstat(self._file.fileno()))
         except OSError:
             is_here = False
         if not is_here:
@@ -135,7 +150,8 @@ class LogReader:
                 f"task log {self.path!r} became shorter while it was read, which no writer of ours does",
                 path=self.path,
             )
-        self._file.seek(self._at)
+        if self._file.tell() != self._at:  # what can only be read forwards needn't go anywhere
+            self._file.seek(self._at)
         if not self._is_at_line_end and size_bytes > self._at:
             # The line before was whole but for its line feed, which the next writer has put there.
             if self._file.read(1) == b"\n":
@@ -214,7 +230,7 @@ def record_of(line: LogLine) -> ExecutionRecord | Damage:
     return Damage(kind=kind, path=line.path, at=line.at, bytes=len(line.data), reason=reason)
 
 
-def last_lines(path: str, count: int) -> Iterator[LogLine | Damage]:
+def last_lines(path: str | os.PathLike[str], count: int) -> Iterator[LogLine | Damage]:
     """Yield the last `count` lines of a log, oldest first, and what is damaged from the first of them on.
 
     Reads only the end of the file. Raises `LogNotFound` and `LogUnreadable`.
@@ -223,20 +239,23 @@ def last_lines(path: str, count: int) -> Iterator[LogLine | Damage]:
         yield from reader.lines()
 
 
-def last_records(path: str, count: int) -> Iterator[ExecutionRecord | Damage]:
+def last_records(path: str | os.PathLike[str], count: int) -> Iterator[ExecutionRecord | Damage]:
     """Yield the last `count` records of a log, oldest first, as `last_lines` and `read_records` do."""
     for line in last_lines(path, count):
         yield record_of(line) if isinstance(line, LogLine) else line
 
 
-def start_of_last(path: str, count: int) -> int:
+def start_of_last(path: str | os.PathLike[str], count: int) -> int:
     """Return the offset of the first of a log's last `count` whole lines, for 0 of what comes after them.
 
     Raises `LogNotFound` and `LogUnreadable`.
     """
-    with _open(path) as file:
-        size_bytes = os.fstat(file.fileno()).st_size
+    path = os.fspath(path)
+    with open_source(path) as file:
+        size_bytes = size_of(file)
         try:
+            if is_forward_only(file):
+                return _start_of_last_forwards(path, file, count)
             for at, piece_bytes, data in pieces_backwards(file.fileno(), size_bytes):
                 if count <= 0:
                     return size_bytes if at + piece_bytes < size_bytes else at
@@ -246,6 +265,17 @@ def start_of_last(path: str, count: int) -> int:
         except OSError as exc:
             raise _unreadable(path, exc) from exc
     return 0
+
+
+def _start_of_last_forwards(path: str, file: IO[bytes], count: int) -> int:
+    starts: deque[int] = deque(maxlen=max(count, 1))
+    with LogReader(path, source=file) as reader:
+        for line in reader.lines():
+            if isinstance(line, LogLine):
+                starts.append(line.at)
+        if count <= 0:
+            return reader.size_bytes()
+    return starts[0] if starts else 0
 
 
 def recovered_pieces(line: LogLine) -> list[tuple[int, int]]:
@@ -260,19 +290,27 @@ def pending_of(path: str) -> list[tuple[ExecutionRequest, bool]]:
     """Return the executions of a log that have no line yet, each with whether its session is alive."""
     from task_logger.settling import pending_requests
 
-    folder, _, name = path.rpartition("/")
+    folder, _, name = plain_path(path).rpartition("/")
     return list(pending_requests(folder or ".", name))
 
 
 def find_logs(root: str) -> list[str]:
-    """Return the paths of all logs below a root folder, sorted; raises `LogNotFound` and `LogUnreadable`."""
+    """Return the paths of all logs below a root folder, sorted, compressed ones too.
+
+    Where a log is there in both forms, the plain one counts. Raises `LogNotFound` and `LogUnreadable`.
+    """
     logs: list[str] = []
     try:
         with os.scandir(root) as plans:
             folders = sorted(plan.path for plan in plans if plan.is_dir())
         for folder in folders:
             with os.scandir(folder) as entries:
-                logs += sorted(entry.path for entry in entries if entry.name.endswith(".jsonl"))
+                names = {entry.name for entry in entries if entry.name.endswith(LOG_ENDINGS)}
+            logs += sorted(
+                f"{folder}/{name}"
+                for name in names
+                if plain_path(name) == name or plain_path(name) not in names
+            )
     except FileNotFoundError as exc:
         raise LogNotFound(root, f"there are no task logs: no folder {exc.filename or root!r}") from exc
     except OSError as exc:
@@ -282,18 +320,3 @@ def find_logs(root: str) -> list[str]:
 
 def _unreadable(path: str, exc: OSError) -> LogUnreadable:
     return LogUnreadable(f"task log {path!r} can't be read: {exc.strerror or exc}", path=path)
-
-
-def _open(path: str) -> IO[bytes]:
-    """Open a regular file; a FIFO or device must neither block nor be read."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError as exc:
-        raise LogNotFound(path) from exc
-    except (OSError, ValueError) as exc:
-        reason = "it has no such name" if isinstance(exc, ValueError) else exc.strerror
-        raise LogUnreadable(f"task log {path!r} can't be read: {reason}", path=path) from exc
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise LogUnreadable(f"{path!r} is no task log: it is no regular file", path=path)
-    return os.fdopen(descriptor, "rb", buffering=64 << 10)

@@ -13,12 +13,15 @@ from types import TracebackType
 
 from task_logger import artifacts
 from task_logger.codec import complete, timestamp
-from task_logger.errors import ConfigurationError
+from task_logger.errors import ConfigurationError, LogMoved
 from task_logger.log_file import LogFile
 from task_logger.opening import make_folder
 from task_logger.record import Artifact, LogHead
 from task_logger.settling import settle
 from task_logger.task import check_settings, log_path, plan_folder, task_ids
+
+_REOPENINGS = 64
+"""So often in a row, for one line, a log that is compressed under its writer is opened anew."""
 
 
 class TaskLogger:
@@ -49,7 +52,7 @@ class TaskLogger:
         self._turn = allocate_lock()
         self.path = log_path(settings.root, self._task)
         make_folder(self._plan_folder, fsync=settings.fsync)
-        self._log = LogFile(self.path, fsync=settings.fsync)
+        self._log = self._open_log()
         self.notices = settle(self._plan_folder, self._log, fsync=settings.fsync)
         """What was settled at the start, in words."""
 
@@ -70,7 +73,7 @@ class TaskLogger:
                 timestamp=timestamp(time.time_ns()),
                 store=self._store,
             )
-            head = self._log.append(body)
+            head = self._append(body)
             self._seq = seq
             return head
 
@@ -78,6 +81,30 @@ class TaskLogger:
         """Close the log; idempotent."""
         with self._turn:
             self._log.close()
+
+    def _append(self, body: bytes) -> LogHead:
+        for _ in range(_REOPENINGS):
+            try:
+                return self._log.append(body)
+            except LogMoved:
+                from task_logger.compression import is_brought_back
+
+                if not is_brought_back(self.path, self._log.head, fsync=self._fsync):
+                    raise
+                self._log.close()
+                self._log = self._open_log()
+        return self._log.append(body)
+
+    def _open_log(self) -> LogFile:
+        for _ in range(_REOPENINGS):
+            try:
+                return LogFile(self.path, fsync=self._fsync)
+            except LogMoved:  # compressed between its opening and its lock
+                from task_logger.compression import is_brought_back
+
+                if not is_brought_back(self.path, None, fsync=self._fsync):
+                    raise
+        return LogFile(self.path, fsync=self._fsync)
 
     def _store(self, artifact: Artifact) -> None:
         artifacts.put(self._plan_folder, artifact, fsync=self._fsync)
