@@ -10,23 +10,22 @@ import os
 import time
 from collections.abc import Collection, Mapping
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from json_repl.errors import InvalidRequest, SessionClosed
+from json_repl.keeping import Keeping
 from json_repl.recorded import RecordedExecutor
 from json_repl.timeline import SnapshotPolicy, Timeline, checked_policy
 from json_repl.wire import wire_form
 from json_repl.work_folder import WorkFolder, checked_isolation
-from repl_kernel.capture import open_temporary_spool
 from repl_kernel.errors import ExecutorClosed
 from repl_kernel.executor import Executor, OnInput, OnOutput
 from repl_kernel.spawn import SpawnedKeeper
-from task_logger.artifacts import new_spool
 from task_logger.codec import timestamp
-from task_logger.errors import ArtifactError, ConfigurationError
+from task_logger.errors import ConfigurationError
 from task_logger.record import ExecutionRecord, ExecutionRequest, Isolation, TaskIds
 from task_logger.session_log import SessionLog
-from task_logger.task import TaskContext, check_settings, current_context, log_path, plan_folder, task_ids
+from task_logger.task import TaskContext, check_settings, current_context, log_path, task_ids
 from task_logger.writer import new_session_id
 
 if TYPE_CHECKING:
@@ -89,6 +88,7 @@ class Session(Timeline):
         self._owner_pid = os.getpid()
         self._seq = 0
         self._is_executing = False
+        self._keeping = Keeping(settings, self.task)
         self._contexts: tuple[TaskContext | None, TaskIds, Mapping[str, object]] = (None, self.task, _NO_TAGS)
         chosen = _route_of(route)
         self._policy = checked_policy(snapshots)
@@ -125,13 +125,16 @@ class Session(Timeline):
                 snapshots=snapshots,
                 isolation=self._work.tier(),
                 pass_env=pass_env,
-                open_spool=self._open_spool,
+                open_spool=self._keeping.open_spool,
                 spawned=spawned,
                 preload=self._preload,
             )
         from repl_kernel.in_process import LocalExecutor
 
-        return LocalExecutor(owns_process=owns_process, open_spool=self._open_spool)
+        return LocalExecutor(
+            owns_process=owns_process,
+            open_spool=self._keeping.open_spool,
+        )
 
     def execute(
         self,
@@ -299,21 +302,12 @@ class Session(Timeline):
             raise SessionClosed
 
     def _open_log(self, task: TaskIds) -> SessionLog:
-        return SessionLog(
-            root=self._settings.root,
-            task=task,
+        return self._keeping.open_log(
+            task,
             session_id=self.session_id,
-            fsync=self._settings.fsync,
-            strict=self._settings.strict,
             route=self.route,
             isolation=self.isolation,
         )
-
-    def _open_spool(self) -> IO[bytes]:
-        try:
-            return new_spool(plan_folder(self._settings.root, self.task.plan_id))
-        except ArtifactError:
-            return open_temporary_spool()  # the log's disk can't take it: the output must not suffer
 
     def _in_context(self, context: TaskContext) -> tuple[TaskIds, Mapping[str, object]]:
         """Ids and tags in force; the same ids as last time are the same object, so that nothing is

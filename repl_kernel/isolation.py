@@ -1,6 +1,6 @@
 """What a worker is kept from, by tier.
 
-none      nothing; but the log's key never reaches a worker, and all it started ends with the session
+none      nothing; but the log's keys never reach a worker, and all it started ends with the session
 process   secrets in the environment, new privileges, core files, the session's descriptors
 sandbox   all that, and the machine: see `sandbox`
 """
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from task_logger.record import Isolation
 
-_ALWAYS_WITHHELD = frozenset({"TASK_LOG_KEY"})
+_ALWAYS_WITHHELD = frozenset({"TASK_LOG_KEY", "TASK_LOG_NEW_KEY", "TASK_LOG_SEAL_KEY"})
 
 _SECRET_PARTS = ("SECRET", "TOKEN", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL", "APIKEY", "PRIVATE_KEY")
 _SECRET_ENDS = ("_KEY", "_PWD", "_PASS", "_AUTH")
@@ -30,7 +30,7 @@ def worker_environment(
 ) -> dict[str, str]:
     """The environment a worker gets: all but secret-looking names; `pass_env` names exceptions from that.
 
-    Without isolation secret-looking names pass too. The log's own key is withheld always.
+    Without isolation secret-looking names pass too. The log's own keys are withheld always.
     """
     return {
         name: value

@@ -38,7 +38,9 @@ def probe_process(own_fds: Collection[int], pass_env: Collection[str]) -> list[A
         status = file.read()
     foreign = [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2 and _is_foreign(fd, own_fds)]
     secrets = [name for name in os.environ if looks_secret(name) and name not in pass_env]
-    secrets += [name for name in ("TASK_LOG_KEY",) if name in os.environ]
+    secrets += [
+        name for name in ("TASK_LOG_KEY", "TASK_LOG_NEW_KEY", "TASK_LOG_SEAL_KEY") if name in os.environ
+    ]
     core = resource.getrlimit(resource.RLIMIT_CORE)
     return [
         _found("signals of the session's terminal", os.getsid(0) == os.getpid(), f"sid {os.getsid(0)}"),

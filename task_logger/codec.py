@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -38,6 +38,9 @@ from task_logger.record import (
     TaskIds,
 )
 from task_logger.schema import SCHEMA_VERSION, check_line
+
+if TYPE_CHECKING:
+    from task_logger.sealing import Sealer
 
 FIRST_PREV = "0" * 64
 """`prev` of the first line of a log."""
@@ -82,14 +85,30 @@ class UnreadablePiece:
     bytes: int
 
 
-def seal(body: bytes, n: int, prev: str, recovered: Sequence[UnreadablePiece] = ()) -> tuple[bytes, str]:
-    """Complete a line: `body` is a JSON object without its last brace; returns it with LF, and its hash."""
+def seal(
+    body: bytes,
+    n: int,
+    prev: str,
+    recovered: Sequence[UnreadablePiece] = (),
+    sealer: Sealer | None = None,
+) -> tuple[bytes, str]:
+    """Complete a line: `body` is a JSON object without its last brace; returns it with LF, and its hash.
+
+    With a `sealer` the body gets its keyed seal.
+    """
     named = b""
     if recovered:
         pieces = ",".join(f'{{"at":{piece.at},"bytes":{piece.bytes}}}' for piece in recovered)
         named = b',"recovered":[%b]' % pieces.encode()
-    covered = b'%b%b,"n":%d,"prev":"%b"' % (body, named, n, prev.encode())
-    digest = hashlib.sha256(covered).hexdigest()
+    if sealer is None:
+        covered = b'%b%b,"n":%d,"prev":"%b"' % (body, named, n, prev.encode())
+        digest = hashlib.sha256(covered).hexdigest()
+    else:
+        hasher = hashlib.sha256(body)  # once over the body, for both
+        chain = b'%b,"n":%d,"prev":"%b"' % (named, n, prev.encode())
+        chain = sealer.field(hasher.digest(), chain) + chain
+        hasher.update(chain)
+        covered, digest = body + chain, hasher.hexdigest()
     return b'%b,"hash":"%b"}\n' % (covered, digest.encode()), digest
 
 

@@ -13,6 +13,11 @@ TaskLogError
  +-- LogFailed                  strict mode: an earlier error ended this session's log
  +-- LogClosed                  the caller's: used after close(), or in a forked child
  +-- ConfigurationError         the caller's: a setting or argument makes no sense
+ |    +-- KeyRefused              the encryption key can't be used; nothing was changed
+ |         +-- KeyMissing           there is none where one is needed
+ |         +-- KeyMalformed         what is there is no key
+ |         +-- KeyPermissions       others can read it, or we can't
+ |         +-- WrongKey             it is another one than this log was encrypted with
  +-- InvalidField               the caller's: a field of a line has a value that its schema doesn't allow
  +-- LineTooLarge               the caller's: a line can't hold this, and it can't be moved elsewhere
  +-- LogUnreadable              this log, or this part of it, can't be read
@@ -205,6 +210,30 @@ class ConfigurationError(TaskLogError):
     def __init__(self, setting: str, message: str) -> None:
         super().__init__(f"{setting}: {message}")
         self.setting = setting
+
+
+class KeyRefused(ConfigurationError):
+    """The encryption key can't be used; `path` is the file concerned. No file was changed."""
+
+    def __init__(self, setting: str, message: str, *, path: str = "") -> None:
+        super().__init__(setting, message)
+        self.path = path
+
+
+class KeyMissing(KeyRefused):
+    """There is no key where one is needed: none given, none in that place, or a log's key file is gone."""
+
+
+class KeyMalformed(KeyRefused):
+    """What is there is no key, or no key file of a log."""
+
+
+class KeyPermissions(KeyRefused):
+    """Others than its owner can read the key, or we can't."""
+
+
+class WrongKey(KeyRefused):
+    """The key is another one than the log was encrypted with."""
 
 
 class InvalidField(TaskLogError):

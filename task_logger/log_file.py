@@ -29,6 +29,10 @@ from task_logger.opening import open_log, sync_data
 from task_logger.record import LogHead
 from task_logger.tail import MAX_LINE_BYTES, read_tail
 
+TYPE_CHECKING = False  # `typing` costs start-up time
+if TYPE_CHECKING:
+    from task_logger.sealing import Sealer
+
 LOCK_WAIT_S = 5.0
 """How long an append waits for others; a line takes them microseconds, so whoever needs longer is stopped."""
 
@@ -42,14 +46,22 @@ _UNKNOWN = -1  # the file's end isn't where we left it, or we don't know: its en
 class LogFile:
     """One open task log. The caller lets one thread in at a time; several of them may share a path."""
 
-    def __init__(self, path: str, *, fsync: bool = False, lock_wait_s: float = LOCK_WAIT_S) -> None:
-        """Open the log, create it where nothing is there, and read its end.
+    def __init__(
+        self,
+        path: str,
+        *,
+        fsync: bool = False,
+        lock_wait_s: float = LOCK_WAIT_S,
+        sealer: Sealer | None = None,
+    ) -> None:
+        """Open the log, create it where nothing is there, and read its end; a `sealer` seals each new line.
 
         Raises `LogPathRefused` where this can't be a log, and `LogUnavailable` where it can't be had now.
         """
         self.path = path
         self.lock_wait_s = lock_wait_s
         self._fsync = fsync
+        self._sealer = sealer
         self._sync_error: LogSyncFailed | None = None
         self._descriptor = open_log(path, fsync=fsync)
         self._lock_descriptor: LockDescriptor | None = None  # for waits; opened at the first one
@@ -96,7 +108,7 @@ class LogFile:
                     raise self._sync_error
                 self._read_end(size_bytes)
             n = self._n + 1
-            line, digest = seal(body, n, self._prev, self._unreadable)
+            line, digest = seal(body, n, self._prev, self._unreadable, self._sealer)
             if not self._ends_in_lf:
                 line = b"\n" + line
             if len(line) > MAX_LINE_BYTES:

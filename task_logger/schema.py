@@ -149,7 +149,7 @@ CHAIN: Mapping[str, tuple[Callable[[object], bool], str]] = {
 }
 """Every line ends with these; only the log itself writes them."""
 
-CHAIN_FIELDS = frozenset({"recovered", *CHAIN})
+CHAIN_FIELDS = frozenset({"recovered", "seal", *CHAIN})
 
 _MISSING = object()
 

@@ -17,14 +17,18 @@ import os
 import sys
 from collections.abc import Sequence, Set
 from dataclasses import replace
-from time import monotonic
 
 from task_logger.backlog import RETRY_LOCK_WAIT_S, Backlog
 from task_logger.codec import EncodedRecord, encode, encode_request
-from task_logger.errors import LogClosed, LogFailed, LogPathRefused, LogUnavailable, TaskLogError
-from task_logger.log_file import LOCK_WAIT_S, LogFile
-from task_logger.opening import check_path, make_folder
-from task_logger.pending import PendingFile
+from task_logger.errors import (
+    LogClosed,
+    LogFailed,
+    LogPathRefused,
+    LogUnavailable,
+    TaskLogError,
+)
+from task_logger.log_file import LOCK_WAIT_S
+from task_logger.opening import check_path
 from task_logger.record import (
     ExecutionOutcome,
     ExecutionRecord,
@@ -34,10 +38,12 @@ from task_logger.record import (
     Route,
     TaskIds,
 )
-from task_logger.settling import settle
+from task_logger.session_files import SessionFiles
 from task_logger.task import log_path
 
-_SETTLE_EVERY_S = 1.0  # a look at the pending folder costs as much as a line for each living session
+TYPE_CHECKING = False  # `typing` costs start-up time
+if TYPE_CHECKING:
+    from task_logger.sealing import Sealer
 
 
 class SessionLog:
@@ -53,34 +59,31 @@ class SessionLog:
         strict: bool = False,
         route: Route = "worker",
         isolation: Isolation = "process",
+        sealer: Sealer | None = None,
     ) -> None:
         """Open the log of a task below `root`, with its folders, and settle what dead sessions left.
 
-        `route` and `isolation` are for the line that others write should this session die. Raises
-        `LogPathRefused` where this can't be a log; `LogUnavailable` only with `strict`: without it the
-        session goes on, `notices` says what is wrong, and each execution tries again.
+        `route` and `isolation` are for the line that others write should this session die; a `sealer` seals
+        each line. Raises `LogPathRefused` where this can't be a log; `LogUnavailable`
+        only with `strict`: without it the session goes on, `notices` says what is
+        wrong, and each execution tries again.
         """
         self.path = log_path(os.path.abspath(root) if "\0" not in root else root, task)
         check_path(self.path)
         self.notices: list[str] = []
         """What the session must tell its caller with the next outcome; emptied by `finish`."""
-        self._plan_folder = os.path.dirname(self.path)
+        self._files = SessionFiles(
+            self.path, session_id, fsync=fsync, route=route, isolation=isolation, sealer=sealer
+        )
         self._session_id = session_id
-        self._fsync = fsync
         self._strict = strict
-        self._route: Route = route
-        self._isolation: Isolation = isolation
-        self._log: LogFile | None = None
-        self._pending: PendingFile | None = None
         self._running: ExecutionRequest | None = None
         self._together: set[int] = set()  # the executions begun at once that have no line yet
         self._begun_bytes, self._begun_inode = 0, 0
-        self._backlog = Backlog(
-            self._plan_folder, os.path.basename(self.path), route=route, isolation=isolation, fsync=fsync
-        )
+        folder, name = os.path.split(self.path)
+        self._backlog = Backlog(folder, name, route=route, isolation=isolation, fsync=fsync)
         self._is_behind = True  # something is not as it should be: the next line takes the careful way
         self._failure: TaskLogError | None = None  # strict: why nothing may run any more
-        self._settle_at_s = 0.0
         self._closed = False
         try:
             self._open()
@@ -101,17 +104,16 @@ class SessionLog:
         """
         if self._strict:
             self._check()
-        if self._running is not None and self._pending is not None:  # an interrupt came before its line
+        if self._running is not None and self._files.pending is not None:  # an interrupt came before its line
             self._is_behind = True
-            self._pending.hold()
+            self._files.pending.hold()
         self._running = request
-        if (log := self._log) is not None:
+        if (log := self._files.log) is not None:
             self._begun_bytes, self._begun_inode = log.known_bytes, log.inode
         try:
-            pending = self._pending or self._open_pending()
-            pending.begin(
-                encode_request(request), request.seq, log_inode=self._begun_inode, log_bytes=self._begun_bytes
-            )
+            pending = self._files.pending or self._files.open_pending()
+            encoded = encode_request(request)
+            pending.begin(encoded, request.seq, log_inode=self._begun_inode, log_bytes=self._begun_bytes)
         except TaskLogError as exc:
             if self._strict or isinstance(exc, LogClosed):
                 self._running = None
@@ -128,8 +130,8 @@ class SessionLog:
                 self.begin(request)
                 self._running = None
                 self._together.add(request.seq)
-                if self._pending is not None:
-                    self._pending.hold()  # the next entry goes behind this one
+                if self._files.pending is not None:
+                    self._files.pending.hold()  # the next entry goes behind this one
         except BaseException:
             self._together.clear()
             self._start_pending_anew()
@@ -149,11 +151,11 @@ class SessionLog:
             outcome = encoded.outcome
             if outcome.artifacts:
                 outcome = self._store_artifacts(outcome)
-            if self._is_behind or monotonic() >= self._settle_at_s:
+            if self._is_behind or self._files.is_settling_due:
                 head = self._append_carefully(encoded.body, request.seq)
             else:
-                assert self._log is not None
-                head = self._log.append(encoded.body)
+                assert self._files.log is not None
+                head = self._files.log.append(encoded.body)
         except TaskLogError as exc:
             self._keep(encoded, request.seq, exc)
             if self._strict:
@@ -188,8 +190,7 @@ class SessionLog:
             if self._is_behind or self._running is not None or self._together:
                 self._append_kept(except_seqs=frozenset())
                 self._is_behind = self._backlog.has_artifacts
-            if self._log is not None:
-                self._settle()
+            self.notices += self._files.settle()
         except TaskLogError as exc:
             self._complain(exc)
         finally:
@@ -198,39 +199,14 @@ class SessionLog:
 
     def _open(self) -> None:
         """Have log and pending file open, whichever of them isn't."""
-        if self._log is None:
-            make_folder(self._plan_folder, fsync=self._fsync)
-            wait_s = LOCK_WAIT_S if self._backlog.error is None else RETRY_LOCK_WAIT_S
-            self._log = LogFile(self.path, fsync=self._fsync, lock_wait_s=wait_s)
-        if self._pending is None:
-            self._open_pending()
-        self._settle()
+        self.notices += self._files.open(LOCK_WAIT_S if self._backlog.error is None else RETRY_LOCK_WAIT_S)
         self._is_behind = self._backlog.error is not None
-
-    def _open_pending(self) -> PendingFile:
-        folder = f"{self._plan_folder}/pending"
-        make_folder(folder, fsync=self._fsync)
-        self._pending = PendingFile(
-            folder,
-            self._session_id,
-            os.path.basename(self.path),
-            route=self._route,
-            isolation=self._isolation,
-            fsync=self._fsync,
-        )
-        return self._pending
-
-    def _settle(self) -> None:
-        if self._log is not None:
-            self._settle_at_s = monotonic() + _SETTLE_EVERY_S
-            own = () if self._pending is None else (self._pending.name,)
-            self.notices += settle(self._plan_folder, self._log, own=own, fsync=self._fsync)
 
     def _check(self) -> None:
         if self._failure is not None:
             raise LogFailed(self.path, self._failure) from self._failure
-        assert self._log is not None
-        self._log.check()
+        assert self._files.log is not None
+        self._files.log.check()
 
     def _store_artifacts(self, outcome: ExecutionOutcome) -> ExecutionOutcome:
         stored, error = self._backlog.store(outcome.artifacts)
@@ -243,9 +219,9 @@ class SessionLog:
 
     def _start_pending_anew(self) -> None:
         """Nothing in the pending file is needed any more."""
-        if self._pending is not None:
+        if self._files.pending is not None:
             try:
-                self._pending.reset()
+                self._files.pending.reset()
             except TaskLogError:
                 self._is_behind = True  # the next line does it
 
@@ -255,15 +231,15 @@ class SessionLog:
         unfinished = self._together | {seq}
         if was_behind:
             self._append_kept(except_seqs=unfinished)
-        if monotonic() >= self._settle_at_s:
-            self._settle()
-        assert self._log is not None
-        head = self._log.append(body)
+        if self._files.is_settling_due:
+            self.notices += self._files.settle()
+        assert self._files.log is not None
+        head = self._files.log.append(body)
         if was_behind and len(unfinished) > 1:
             return head  # still behind: the last of them does it
-        if was_behind and self._pending is not None:
+        if was_behind and self._files.pending is not None:
             try:
-                self._pending.reset()  # only now: until here it protects this line too
+                self._files.pending.reset()  # only now: until here it protects this line too
             except TaskLogError:
                 return head  # still behind: the next line does it
         self._is_behind = self._backlog.has_artifacts
@@ -273,10 +249,10 @@ class SessionLog:
         if self._closed:
             raise LogClosed(self.path)
         self._backlog.raise_if_hopeless()
-        if self._log is None or self._pending is None:
+        if self._files.log is None or self._files.pending is None:
             self._open()
-        assert self._log is not None
-        self._backlog.append_to(self._log, self._pending, except_seqs=except_seqs)
+        assert self._files.log is not None
+        self._backlog.append_to(self._files.log, self._files.pending, except_seqs=except_seqs)
 
     def _keep(self, encoded: EncodedRecord | None, seq: int, error: TaskLogError) -> None:
         """Keep a line that could not be appended; the log is tried anew with the next one.
@@ -287,28 +263,20 @@ class SessionLog:
             raise error
         self._is_behind = True
         self._backlog.error = error
-        self._forget_moved_log()
-        if self._pending is None:
+        self._files.forget_moved_log()
+        if self._files.pending is None:
             with contextlib.suppress(TaskLogError):  # then it is kept in memory, and said
-                self._open_pending()
+                self._files.open_pending()
         if encoded is None:
-            if self._pending is not None:
-                self._pending.hold()
+            if self._files.pending is not None:
+                self._files.pending.hold()
             return
         kept = self._backlog.keep(
-            self._pending, encoded.body, seq, log_inode=self._begun_inode, log_bytes=self._begun_bytes
+            self._files.pending, encoded.body, seq, log_inode=self._begun_inode, log_bytes=self._begun_bytes
         )
         self.notices.append(
             f"the line of execution {seq} is not in the log: {error}; {kept}, until it can be appended"
         )
-
-    def _forget_moved_log(self) -> None:
-        if self._log is not None:
-            try:
-                self._log.check()
-            except TaskLogError:
-                self._log.close()
-                self._log = None
 
     def _complain(self, error: TaskLogError) -> None:
         if not (self._is_behind or self._running):
@@ -316,17 +284,12 @@ class SessionLog:
         self._is_behind = True
         lost = self._backlog.lost_at_the_end()
         text = f"task log of session {self._session_id}: {error}\n"
-        if self._pending is not None:
-            text += (
-                f"what is not in the log stays in {self._pending.path}; the log's next writer appends it\n"
-            )
+        if (pending := self._files.pending) is not None:
+            text += f"what is not in the log stays in {pending.path}; the log's next writer appends it\n"
         if lost:
             text += f"LOST, because nothing could be written: {', '.join(lost)}\n"
         if sys.stderr is not None:
             sys.stderr.write(text)
 
     def _let_go(self) -> None:
-        if self._pending is not None:
-            self._pending.close(remove=not self._is_behind)
-        if self._log is not None:
-            self._log.close()
+        self._files.close(remove_pending=not self._is_behind)

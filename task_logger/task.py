@@ -20,6 +20,8 @@ from task_logger.record import TaskIds
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    from task_logger.sealing import Sealer
+
 MAX_NAME_BYTES = 100
 """Longest normalized name, in bytes of UTF-8: two of them and the rest fit a file name of 255."""
 
@@ -51,11 +53,15 @@ class TaskContext:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogSettings:
-    """How logs are written: their root folder, whether each line is synced, whether no line means no run."""
+    """How logs are written: their root folder, whether each line is synced, whether no line means no run.
+
+    `sealer` seals each line, where TASK_LOG_SEAL_KEY names a key.
+    """
 
     root: str
     fsync: bool
     strict: bool
+    sealer: Sealer | None = None
 
 
 # Only its value in a context ever changes, which is what a context variable is for.
@@ -218,7 +224,16 @@ def check_settings(log_dir: str | os.PathLike[str] | None = None) -> LogSettings
         root=log_root(log_dir),
         fsync=_choice("TASK_LOG_FSYNC", {"off": False, "always": True}),
         strict=_choice("TASK_LOG_STRICT", {"0": False, "1": True}),
+        sealer=_sealer(),
     )
+
+
+def _sealer() -> Sealer | None:
+    if not os.environ.get("TASK_LOG_SEAL_KEY"):
+        return None
+    from task_logger.sealing import sealer_from_environment
+
+    return sealer_from_environment()
 
 
 def _choice(variable: str, choices: Mapping[str, bool]) -> bool:

@@ -52,6 +52,7 @@ class TaskLogger:
         self._turn = allocate_lock()
         self.path = log_path(settings.root, self._task)
         make_folder(self._plan_folder, fsync=settings.fsync)
+        self._sealer = settings.sealer
         self._log = self._open_log()
         self.notices = settle(self._plan_folder, self._log, fsync=settings.fsync)
         """What was settled at the start, in words."""
@@ -98,13 +99,13 @@ class TaskLogger:
     def _open_log(self) -> LogFile:
         for _ in range(_REOPENINGS):
             try:
-                return LogFile(self.path, fsync=self._fsync)
+                return LogFile(self.path, fsync=self._fsync, sealer=self._sealer)
             except LogMoved:  # compressed between its opening and its lock
                 from task_logger.compression import is_brought_back
 
                 if not is_brought_back(self.path, None, fsync=self._fsync):
                     raise
-        return LogFile(self.path, fsync=self._fsync)
+        return LogFile(self.path, fsync=self._fsync, sealer=self._sealer)
 
     def _store(self, artifact: Artifact) -> None:
         artifacts.put(self._plan_folder, artifact, fsync=self._fsync)

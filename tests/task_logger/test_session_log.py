@@ -51,10 +51,7 @@ class _Session:
 
     def die(self) -> None:
         """Let go of everything, as the kernel does for a process that is gone."""
-        if self.log._pending is not None:
-            self.log._pending.close(remove=False)
-        if self.log._log is not None:
-            self.log._log.close()
+        self.log._files.close(remove_pending=False)
 
 
 def _log_path(root: Path) -> Path:
@@ -238,8 +235,8 @@ def test_an_unlogged_end_on_a_full_disk_is_loud(small_disk: Path, capsys: pytest
 def test_a_stopped_lock_holder_delays_lines_and_stops_no_work(tmp_path: Path) -> None:
     session = _Session(tmp_path)
     session.run()
-    assert session.log._log is not None
-    session.log._log.lock_wait_s = 0.1
+    assert session.log._files.log is not None
+    session.log._files.log.lock_wait_s = 0.1
     holder = LogFile(session.log.path)
     assert holder._descriptor.try_lock()
     records = [session.run() for _ in range(3)]
