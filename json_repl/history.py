@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from task_logger.errors import LogNotFound
 from task_logger.reader import LogLine, read_lines
 
+if TYPE_CHECKING:
+    from task_logger.keys import KeySource
 
-def session_lines(log_path: str, session_id: str, last: int | None) -> list[dict[str, Any]]:
-    """The session's lines, oldest first; `last` bounds them to the newest ones, `None` means all."""
+
+def session_lines(
+    log_path: str, session_id: str, last: int | None, key: KeySource | None = None
+) -> list[dict[str, Any]]:
+    """The session's lines, oldest first; `last` bounds them to the newest ones, `None` means all.
+
+    `key` is that of an encrypted log.
+    """
     from collections import deque
 
     mark = session_id.encode()
     found: deque[dict[str, Any]] = deque(maxlen=last)
     try:
-        for line in read_lines(log_path):
+        for line in read_lines(log_path, key):
             if isinstance(line, LogLine) and mark in line.data:
                 fields = orjson.loads(line.data)
                 if fields["session_id"] == session_id:

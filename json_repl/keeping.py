@@ -1,11 +1,12 @@
-"""How what a session records is kept: its logs, sealed, and its large output.
+"""How what a session records is kept: its logs, sealed and encrypted, and its large output.
 
 settings --> Keeping --> SessionLog of a task | spools for output
 """
 
 from __future__ import annotations
 
-from typing import IO
+from collections.abc import Callable
+from typing import IO, TYPE_CHECKING
 
 from repl_kernel.capture import open_temporary_spool
 from task_logger.artifacts import new_spool
@@ -14,14 +15,25 @@ from task_logger.record import Isolation, Route, TaskIds
 from task_logger.session_log import SessionLog
 from task_logger.task import LogSettings, plan_folder
 
+if TYPE_CHECKING:
+    from task_logger.spools import EncryptedSpools
+
 
 class Keeping:
     """What every log and spool of one session has in common."""
 
     def __init__(self, settings: LogSettings, task: TaskIds) -> None:
-        """`task` is the session's own, its plan has the spools."""
+        """`task` is the session's own, its plan has the spools.
+
+        Raises `ConfigurationError` where the key can't be used.
+        """
         self.settings = settings
         self._folder = plan_folder(settings.root, task.plan_id)
+        self._spools: EncryptedSpools | None = None
+        if settings.key is not None:
+            from task_logger.spools import EncryptedSpools
+
+            self._spools = EncryptedSpools(self._folder, settings.key)
 
     def open_log(
         self,
@@ -42,11 +54,19 @@ class Keeping:
             route=route,
             isolation=isolation,
             sealer=settings.sealer,
+            key=settings.key,
         )
 
     def open_spool(self) -> IO[bytes]:
         """An unnamed file for large output, where possible on the log's own disk. Raises `OSError`."""
+        if self._spools is not None:
+            return self._spools.open()
         try:
             return new_spool(self._folder)
         except ArtifactError:
             return open_temporary_spool()  # the log's disk can't take it: the output must not suffer
+
+    @property
+    def open_capture(self) -> Callable[[], IO[bytes]] | None:
+        """What opens a file for what programs write themselves, `None` where any will do."""
+        return None if self._spools is None else self._spools.open_capture

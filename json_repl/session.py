@@ -134,6 +134,7 @@ class Session(Timeline):
         return LocalExecutor(
             owns_process=owns_process,
             open_spool=self._keeping.open_spool,
+            open_capture=self._keeping.open_capture,
         )
 
     def execute(
@@ -254,7 +255,7 @@ class Session(Timeline):
 
         with self._turn:
             self._require_open()
-            return session_lines(self.log_path, self.session_id, last)
+            return session_lines(self.log_path, self.session_id, last, self._settings.key)
 
     def close(self) -> None:
         """Interrupt what runs, end the worker and all it started, close the log; idempotent."""

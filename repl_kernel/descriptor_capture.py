@@ -75,7 +75,7 @@ class Pump:
         self,
         captures: tuple[DescriptorCapture, ...],
         collectors: tuple[OutputCollector, ...],
-        on_output: OnOutput,
+        on_output: OnOutput | None,
     ) -> None:
         self._pairs = tuple(zip(captures, collectors, strict=True))
         self._on_output = on_output

@@ -29,9 +29,17 @@ class LocalExecutor:
     route: Route = "local"
     isolation: Isolation = "none"
 
-    def __init__(self, *, owns_process: bool = False, open_spool: OpenSpool = open_temporary_spool) -> None:
+    def __init__(
+        self,
+        *,
+        owns_process: bool = False,
+        open_spool: OpenSpool = open_temporary_spool,
+        open_capture: OpenSpool | None = None,
+    ) -> None:
         """Make an empty namespace.
 
+        `open_capture` opens the files that descriptors 1 and 2 go to, where those aren't spools: they are
+        read while the code runs then, and so stay small.
         `owns_process` is for programs of ours, which execute on their main thread: descriptors 1 and 2 are
         captured as well, `__main__` is the namespace, and interrupts end blocking calls.
         """
@@ -46,7 +54,7 @@ class LocalExecutor:
         self._runner = self._new_runner()
         self._modules_seen = 0
         self._surroundings: Surroundings = (
-            OwnSurroundings(self._streams, self._late, open_spool)
+            OwnSurroundings(self._streams, self._late, open_capture or open_spool, open_capture is not None)
             if owns_process
             else HostSurroundings(self._streams)
         )

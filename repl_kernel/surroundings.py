@@ -74,10 +74,13 @@ class HostSurroundings:
 class OwnSurroundings:
     """Captures descriptors 1 and 2, whoever in this process, or started by it, writes to them."""
 
-    def __init__(self, collectors: Collectors, late: LateCollector, open_spool: OpenSpool) -> None:
+    def __init__(
+        self, collectors: Collectors, late: LateCollector, open_file: OpenSpool, reads_early: bool
+    ) -> None:
+        self._reads_early = reads_early
         self._collectors = collectors
         self._late = late
-        self._captures = (DescriptorCapture(1, open_spool), DescriptorCapture(2, open_spool))
+        self._captures = (DescriptorCapture(1, open_file), DescriptorCapture(2, open_file))
         self._outputs = (OutputStream(1, "stdout", gathers=False), OutputStream(2, "stderr", gathers=False))
         self._stdin = InputStream()
         self._host = (sys.stdin, sys.stdout, sys.stderr)
@@ -93,7 +96,7 @@ class OwnSurroundings:
         for capture, name in zip(self._captures, _OUTPUT_NAMES, strict=True):
             if capture.has_more():
                 capture.read_into(self._late.of(name, None), None)
-        if on_output is not None:
+        if on_output is not None or self._reads_early:
             self._pump = Pump(self._captures, self._collectors, on_output)
             self._pump.start()
         self._on_output = on_output

@@ -17,6 +17,10 @@ from task_logger.pending import Entry, PendingFile
 from task_logger.record import Artifact, Isolation, Route
 from task_logger.settling import append_missing
 
+TYPE_CHECKING = False  # `typing` costs start-up time
+if TYPE_CHECKING:
+    from task_logger.encryption import LogKeys
+
 RETRY_LOCK_WAIT_S = 0.05
 """How long a retry waits for the lock: once a log has failed, each line tries again, and must not stall."""
 
@@ -25,7 +29,14 @@ class Backlog:
     """One session's lines and artifacts that aren't where they belong; `error` is why the last one isn't."""
 
     def __init__(
-        self, plan_folder: str, log_name: str, *, route: Route, isolation: Isolation, fsync: bool
+        self,
+        plan_folder: str,
+        log_name: str,
+        *,
+        route: Route,
+        isolation: Isolation,
+        fsync: bool,
+        keys: LogKeys | None = None,
     ) -> None:
         self.error: TaskLogError | None = None
         self._plan_folder = plan_folder
@@ -33,6 +44,7 @@ class Backlog:
         self._route: Route = route
         self._isolation: Isolation = isolation
         self._fsync = fsync
+        self._keys = keys
         self._lines: list[Entry] = []  # those in memory only
         self._artifacts: list[Artifact] = []
 
@@ -52,7 +64,7 @@ class Backlog:
         for artifact in given:
             if artifact.content is not None:
                 try:
-                    artifacts.put(self._plan_folder, artifact, fsync=self._fsync)
+                    self._put(artifact)
                     if not isinstance(artifact.content, bytes):
                         artifact.content.close()
                 except TaskLogError as exc:
@@ -110,9 +122,13 @@ class Backlog:
         if isinstance(error, LogDiskFull) and not error.has_space_now():
             raise error  # a try would only leave one more unreadable piece
 
+    def _put(self, artifact: Artifact) -> None:
+        cipher = None if self._keys is None else self._keys.cipher().artifacts
+        artifacts.put(self._plan_folder, artifact, fsync=self._fsync, cipher=cipher)
+
     def _is_stored(self, artifact: Artifact) -> bool:
         try:
-            artifacts.put(self._plan_folder, artifact, fsync=self._fsync)
+            self._put(artifact)
         except TaskLogError:
             return False
         return True

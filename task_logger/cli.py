@@ -17,13 +17,14 @@ from typing import Any, TypeVar
 import click
 
 from task_logger import cli_keeping, display
-from task_logger.errors import TaskLogError
+from task_logger.errors import KeyRefused, TaskLogError
 from task_logger.log_view import (
     dumps,
     echo,
     show_all,
     show_last,
     show_one,
+    show_plain,
     show_tree,
 )
 from task_logger.reader import find_logs
@@ -130,7 +131,13 @@ def _ls(*, log_dir: str | None, plan_id: str | None, as_json: bool) -> int:
     logs = find_logs(root)
     if plan_id is not None:
         logs = [path for path in logs if path.startswith(f"{plan_folder(root, plan_id)}/")]
-    summaries = [asdict(summarize(path)) for path in logs]
+    summaries, refused = [], 0
+    for path in logs:
+        try:
+            summaries.append(asdict(summarize(path)))
+        except KeyRefused as exc:
+            refused += 1
+            _fail(str(exc), 1)
     if as_json:
         for summary in summaries:
             echo(dumps(summary))
@@ -141,7 +148,7 @@ def _ls(*, log_dir: str | None, plan_id: str | None, as_json: bool) -> int:
     damaged = [summary for summary in summaries if summary["damaged"]]
     for summary in damaged:
         _fail(f"{summary['path']} is damaged in {summary['damaged']} places; `task-log show` names them", 1)
-    return 1 if damaged else 0
+    return 1 if damaged or refused else 0
 
 
 @_commands.command("show")
@@ -185,6 +192,48 @@ def _tail(*, log: str | None, count: int, follow: bool, as_json: bool, **where: 
     """Show the last executions of a log, one a line, and with -f those to come."""
     path = log or _existing_path_of(**where)
     return show_last(path, count, as_json=as_json, follow=follow)
+
+
+@_commands.command("decrypt")
+@click.argument("log", required=False)
+@_where
+def _decrypt(*, log: str | None, **where: str | None) -> int:
+    """Print the lines of an encrypted log as plain JSON, for jq and others.
+
+    The key is that of TASK_LOG_KEY. `n`, `prev` and `hash` are those of the encrypted lines.
+    """
+    _write_utf8_now()
+    return show_plain(log or _existing_path_of(**where))
+
+
+@_commands.command("rekey")
+@click.option("--dir", "log_dir", metavar="FOLDER", help="Root of the logs [default: TASK_LOG_DIR].")
+@click.option("--plan", "plan_id", metavar="ID", help="Only this plan [default: all that are encrypted].")
+@_as_json
+def _rekey(*, log_dir: str | None, plan_id: str | None, as_json: bool) -> None:
+    """Change the key of encrypted logs, from TASK_LOG_KEY to TASK_LOG_NEW_KEY.
+
+    Both name a key as TASK_LOG_KEY does. Only the small header files are written anew: no log, no artifact.
+    Where it was interrupted, run it again with the same two keys.
+    """
+    from task_logger.key_places import KEY_SETTING
+    from task_logger.keys import key_from_environment
+    from task_logger.rekeying import encrypted_plans, rekey
+
+    old, new = key_from_environment(KEY_SETTING), key_from_environment("TASK_LOG_NEW_KEY")
+    if old is None or new is None:
+        missing = KEY_SETTING if old is None else "TASK_LOG_NEW_KEY"
+        raise click.UsageError(
+            f"{missing} is not set; it must name the {'old' if old is None else 'new'} key"
+        )
+    root = log_root(log_dir)
+    for folder in encrypted_plans(root) if plan_id is None else [plan_folder(root, plan_id)]:
+        done = rekey(folder, old, new)
+        if as_json:
+            echo(dumps(asdict(done)))
+        else:
+            had = f"; {done.already} had the new key already" if done.already else ""
+            echo(f"{os.path.basename(folder)}: {done.wrapped} data keys wrapped by the new key{had}")
 
 
 cli_keeping.add_to(_commands)

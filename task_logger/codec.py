@@ -54,6 +54,10 @@ _PREV_TAIL_BYTES = 74
 _NUMBER_TAIL_BYTES = 32
 """More than `,"n":<number>`, which stands before that, ever takes."""
 
+_ENCRYPTED = b'{"schema":1,"enc":"A256GCM","key_id":"'
+_KEY_ID_CHARS = 16
+"""How an encrypted line begins, and how long the id is that follows."""
+
 _SHORT_LINE_BYTES = 2048
 
 _RAW_LINE_ENDS = ((b"\xc2\x85", b"\\u0085"), (b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"))
@@ -125,9 +129,21 @@ def read_link(line: bytes) -> ChainLink | None:
     return ChainLink(int(number), prev_part[9:-1].decode("ascii", "replace"), digest)
 
 
-def encode(request: ExecutionRequest, outcome: ExecutionOutcome) -> EncodedRecord:
+def stored_key_id(line: bytes) -> str | None:
+    """Return the id of an encrypted line's data key: `None` for a plain line, empty for another version's."""
+    if line.startswith(_ENCRYPTED):
+        key_id = line[len(_ENCRYPTED) : len(_ENCRYPTED) + _KEY_ID_CHARS]
+        ends = line[len(_ENCRYPTED) + _KEY_ID_CHARS :][:1] == b'"'
+        return key_id.decode("ascii", "replace") if ends else ""
+    return "" if line.startswith((b'{"enc"', b'{"schema":1,"enc"')) else None
+
+
+def encode(
+    request: ExecutionRequest, outcome: ExecutionOutcome, *, max_body_bytes: int | None = None
+) -> EncodedRecord:
     """Make a line's body: the JSON object of an execution without its closing brace.
 
+    `max_body_bytes` of `None` is what a plain line may have.
     Returns the outcome itself where the line holds it as it is. Raises `LineTooLarge` where an outcome
     names more artifacts than a line can hold.
     """
@@ -140,11 +156,11 @@ def encode(request: ExecutionRequest, outcome: ExecutionOutcome) -> EncodedRecor
     try:
         data = orjson.dumps(fields, option=JSON_OPTIONS)
     except TypeError:
-        return _encode_fitted(fields, outcome)
+        return _encode_fitted(fields, outcome, max_body_bytes)
     # Counting is the cheaper check for a short line only; both leave the usual one alone.
     suspicious = len(data) > _SHORT_LINE_BYTES or data.count(b"null") != nulls
     if len(data) > MAX_TEXT_BYTES or (suspicious and _may_hold_nan(request, outcome)):
-        return _encode_fitted(fields, outcome)
+        return _encode_fitted(fields, outcome, max_body_bytes)
     return EncodedRecord(_escaped(data)[:-1], outcome)
 
 
@@ -158,10 +174,12 @@ def _may_hold_nan(request: ExecutionRequest, outcome: ExecutionOutcome) -> bool:
     return b"null" in orjson.dumps(parts, option=JSON_OPTIONS)
 
 
-def _encode_fitted(fields: Mapping[str, object], outcome: ExecutionOutcome) -> EncodedRecord:
+def _encode_fitted(
+    fields: Mapping[str, object], outcome: ExecutionOutcome, max_body_bytes: int | None
+) -> EncodedRecord:
     from task_logger.fitting import fit  # most sessions never come here
 
-    fitted = fit(fields)
+    fitted = fit(fields, max_body_bytes)
     as_held = outcome_from_fields(fitted.fields)
     as_held = replace(as_held, artifacts=outcome.artifacts + fitted.artifacts, notices=outcome.notices)
     return EncodedRecord(_escaped(orjson.dumps(fitted.fields, option=JSON_OPTIONS))[:-1], as_held)
@@ -184,16 +202,18 @@ def complete(
     seq: int,
     timestamp: str,
     store: Callable[[Artifact], object] | None = None,
+    max_body_bytes: int | None = None,
 ) -> bytes:
     """Make a line's body of another program's fields, filling in the required ones it leaves out.
 
-    Unknown fields are kept. `store` takes the artifacts of what does not fit the line. Raises `InvalidField`
-    for a field that the schema does not allow, and `LineTooLarge` where there is no `store` to take the rest.
+    Unknown fields are kept. `max_body_bytes` of `None` is what a plain line may have. `store` takes the
+    artifacts of what does not fit the line. Raises `InvalidField` for a field that the schema does not allow,
+    and `LineTooLarge` where there is no `store` to take the rest.
     """
     from task_logger.fitting import fit
 
     fields = completed_fields(mapping, task=task, session_id=session_id, seq=seq, timestamp=timestamp)
-    fitted = fit(fields)
+    fitted = fit(fields, max_body_bytes)
     if fitted.artifacts and store is None:
         names = ", ".join(artifact.field for artifact in fitted.artifacts)
         raise LineTooLarge(f"the line cannot hold all of {names}, and there is nowhere to store the rest")

@@ -24,7 +24,7 @@ TaskLogError
  |    +-- LogNotFound             the caller's: there is no log at this path
  |    +-- BadLine                 the file's: a line that is none
  |    +-- UnsupportedSchema       written by another major version
- |    +-- EncryptedLine           this version can't decrypt
+ |    +-- EncryptedLine           it was not decrypted, or this version can't
  +-- ArtifactError              an artifact can't be kept or given
       +-- ArtifactNotStored       the machine's: no room, or not allowed
       +-- MissingArtifact         it isn't there
@@ -284,12 +284,12 @@ class UnsupportedSchema(LogUnreadable):
 
 
 class EncryptedLine(LogUnreadable):
-    """A line is encrypted, which this version can't read."""
+    """A line is encrypted, and was not decrypted: a reader of logs does that, where this version can."""
 
     def __init__(self, path: str) -> None:
         super().__init__(
-            f"a line{_of(path)} is encrypted, and this version has no encryption; "
-            "use the json-repl that wrote it",
+            f"a line{_of(path)} is encrypted, and not in a way that is decrypted here; "
+            "read it with `task-log`, TASK_LOG_KEY and the json-repl that wrote it",
             path=path,
         )
 

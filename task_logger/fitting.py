@@ -40,15 +40,17 @@ class FittedLine:
     artifacts: tuple[Artifact, ...]
 
 
-def fit(fields: Mapping[str, object]) -> FittedLine:
+def fit(fields: Mapping[str, object], max_body_bytes: int | None = None) -> FittedLine:
     """Make every field of a line representable, and all of them together short enough.
 
+    `max_body_bytes` of `None` is what a plain line may have.
     Raises `LineTooLarge` where a line has too much that cannot be moved (its lists `artifacts` and `lossy`).
     """
+    most_bytes = max_body_bytes or MAX_BODY_BYTES
     fitting = _Fitting()
     fitted = {name: fitting.top_level(name, value) for name, value in fields.items()}
-    if len(_dumps(fitted)) > MAX_BODY_BYTES:
-        fitting.move_largest(fitted)
+    if len(_dumps(fitted)) > most_bytes:
+        fitting.move_largest(fitted, most_bytes)
     if fitting.artifacts:
         known = fitted.get("artifacts") or []
         assert isinstance(known, list)
@@ -58,10 +60,10 @@ def fit(fields: Mapping[str, object]) -> FittedLine:
         assert isinstance(named, (list, tuple))
         fitted["lossy"] = list(dict.fromkeys([*named, *fitting.lossy]))
     body_bytes = len(_dumps(fitted))
-    if body_bytes > MAX_BODY_BYTES:
+    if body_bytes > most_bytes:
         raise LineTooLarge(
             f"a line of {body_bytes} bytes is left after all fields that can be moved to artifacts were; "
-            f"at most {MAX_BODY_BYTES} are possible"
+            f"at most {most_bytes} are possible"
         )
     return FittedLine(fitted, tuple(fitting.artifacts))
 
@@ -252,9 +254,9 @@ class _Fitting:
                 Artifact(field=path, sha256=digest, bytes=len(data), mime=mime, content=data)
             )
 
-    def move_largest(self, fields: dict[str, object]) -> None:
+    def move_largest(self, fields: dict[str, object], most_bytes: int) -> None:
         """Shorten fields, the largest first, until the line is short enough."""
-        excess_bytes = len(_dumps(fields)) - MAX_BODY_BYTES
+        excess_bytes = len(_dumps(fields)) - most_bytes
         sized = [(len(_dumps(owner[key])), path, owner, key) for path, owner, key in _movable(fields)]
         for size_bytes, path, owner, key in sorted(sized, key=lambda entry: -entry[0]):
             if excess_bytes <= 0:

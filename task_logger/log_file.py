@@ -1,7 +1,8 @@
 """The locked, chained append: what makes one line of a task log.
 
     body of a line -> lock -> is the path still this file? -> did others write? (then the end is read)
-                   -> numbered, chained, hashed -> one write -> (fdatasync) -> unlock -> the log's new head
+                   -> numbered, (encrypted), chained, hashed -> one write -> (fdatasync) -> unlock
+                   -> the log's new head
 
 Nothing here ever truncates or rewrites a log. A line that was written in part stays as an unreadable piece,
 and the next line, whoever writes it, names it in `recovered`.
@@ -27,10 +28,11 @@ from task_logger.errors import (
 from task_logger.locking import LockWait, holder_pid
 from task_logger.opening import open_log, sync_data
 from task_logger.record import LogHead
-from task_logger.tail import MAX_LINE_BYTES, read_tail
+from task_logger.tail import MAX_LINE_BYTES, LogTail, read_tail
 
 TYPE_CHECKING = False  # `typing` costs start-up time
 if TYPE_CHECKING:
+    from task_logger.encryption import Cipher
     from task_logger.sealing import Sealer
 
 LOCK_WAIT_S = 5.0
@@ -53,12 +55,17 @@ class LogFile:
         fsync: bool = False,
         lock_wait_s: float = LOCK_WAIT_S,
         sealer: Sealer | None = None,
+        cipher: Cipher | None = None,
     ) -> None:
         """Open the log, create it where nothing is there, and read its end; a `sealer` seals each new line.
 
-        Raises `LogPathRefused` where this can't be a log, and `LogUnavailable` where it can't be had now.
+        With a `cipher` its lines are encrypted. Raises `LogPathRefused` where this can't be a log,
+        `LogUnavailable` where it can't be had now, and `ConfigurationError` for an encrypted log without its
+        cipher, or a plain one with any.
         """
         self.path = path
+        self.cipher = cipher
+        """What encrypts its lines, `None` for a plain log."""
         self.lock_wait_s = lock_wait_s
         self._fsync = fsync
         self._sealer = sealer
@@ -108,6 +115,8 @@ class LogFile:
                     raise self._sync_error
                 self._read_end(size_bytes)
             n = self._n + 1
+            if self.cipher is not None:
+                body = self.cipher.seal_body(body, n)
             line, digest = seal(body, n, self._prev, self._unreadable, self._sealer)
             if not self._ends_in_lf:
                 line = b"\n" + line
@@ -180,9 +189,17 @@ class LogFile:
 
     def _read_end(self, size_bytes: int) -> None:
         tail = read_tail(self._descriptor.number, size_bytes, self.path)
+        if self.cipher is not None or tail.link is None or tail.key_id is not None:
+            self._check_kind(tail)
         self._n, self._prev = (tail.link.n, tail.link.hash) if tail.link else (0, FIRST_PREV)
         self._unreadable, self._ends_in_lf = tail.unreadable, tail.ends_in_lf
         self._size_bytes = self.known_bytes = size_bytes
+
+    def _check_kind(self, tail: LogTail) -> None:
+        """A log is encrypted as a whole or not at all: whoever writes its first line decides."""
+        from task_logger.kinds import check_kind
+
+        check_kind(self.path, None if self.cipher is None else self.cipher.key_id, tail)
 
     def _write_rest(self, line: bytes, written_bytes: int) -> None:
         """Go on after a short write: a signal, or a disk that is nearly full."""

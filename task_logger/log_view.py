@@ -73,6 +73,16 @@ def show_all(path: str, *, as_json: bool) -> int:
     return report(tally)
 
 
+def show_plain(path: str) -> int:
+    """Print the lines of a log as plain JSON, and nothing else; returns the exit code."""
+    tally = DamageTally()
+    for line in read_lines(path):
+        tally.add(line)
+        if isinstance(line, LogLine):
+            echo(json_text(line))
+    return report(tally)
+
+
 def show_tree(path: str, *, as_json: bool) -> int:
     """Print which execution started from the state of which; returns the exit code."""
     from task_logger.lineage import Step, lineage, step_of

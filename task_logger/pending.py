@@ -8,7 +8,7 @@
 Header and entries are `<crc32, 8 hex digits> <JSON>` and LF. The checksum goes on from that of the one
 before, so neither a torn entry nor an older, longer one's rest can be taken for an entry. Behind a whole
 header, a torn entry is a request that did not run yet, or a line that could not be kept but whose request is
-there.
+there. Of an encrypted log, what an entry says of its execution is encrypted too.
 
 The file is never cleared when its execution is in the log: whoever reads it looks there, behind the size that
 the entry names.
@@ -22,24 +22,27 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 import orjson
 
 from task_logger.codec import decode_request
 from task_logger.descriptors import CLOSED, LockDescriptor
-from task_logger.errors import LogClosed, LogPathRefused, LogSyncFailed, log_error
+from task_logger.errors import KeyMissing, LogClosed, LogPathRefused, LogSyncFailed, log_error
 from task_logger.opening import sync_data, sync_folder
 from task_logger.record import ExecutionRequest, Isolation, Route
 from task_logger.tail import read_exactly
+
+if TYPE_CHECKING:
+    from task_logger.encryption import Cipher
 
 SAFE_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 """Nothing is followed, nothing blocks."""
 
 
-_REQUEST, _BODY = b',"request":', b',"body":'
+_REQUEST, _BODY, _SEALED = b',"request":', b',"body":', b',"sealed":'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +50,7 @@ class Entry:
     """One entry of a pending file: a request, or the kept body of its line.
 
     `log_name` is the log's file name; the line can only be behind `log_bytes` of the file `log_inode`.
-    Exactly one of `request` and `body` is not `None`.
+    Exactly one of `request`, `body` and `sealed` is not `None`; the last is one of the others, encrypted.
     """
 
     log_name: str
@@ -58,15 +61,35 @@ class Entry:
     seq: int
     request: ExecutionRequest | None
     body: bytes | None
+    sealed: bytes | None = None
+
+    def opened(self, cipher: Cipher | None) -> Entry:
+        """Return the entry decrypted; raises `BadLine`, and `KeyMissing` where that needs a cipher."""
+        if self.sealed is None:
+            return self
+        if cipher is None:
+            raise KeyMissing(
+                "TASK_LOG_KEY", f"a pending entry of {self.log_name!r} is encrypted; set it to its key"
+            )
+        request, body = _request_or_body(cipher.open_entry(self.sealed, self.seq))
+        return replace(self, request=request, body=body, sealed=None)
 
 
 class PendingFile:
     """The pending file of one session that writes to one log."""
 
     def __init__(
-        self, folder: str, session_id: str, log_name: str, *, route: Route, isolation: Isolation, fsync: bool
+        self,
+        folder: str,
+        session_id: str,
+        log_name: str,
+        *,
+        route: Route,
+        isolation: Isolation,
+        fsync: bool,
+        cipher: Cipher | None = None,
     ) -> None:
-        """Create and lock the file.
+        """Create and lock the file; `cipher` is the log's.
 
         A second log of the same session and plan gets a second file. Raises `LogPathRefused` for a session id
         that is no file name, and `LogUnavailable`.
@@ -76,6 +99,7 @@ class PendingFile:
                 f"{folder}/{session_id}", "a session id consists of ASCII letters, digits and '-'"
             )
         self._fsync = fsync
+        self._cipher = cipher
         header = orjson.dumps({"log": log_name, "route": route, "isolation": isolation})
         self._first_seed = crc32(header)
         header = b"%08x %b\n" % (self._first_seed, header)
@@ -100,12 +124,10 @@ class PendingFile:
 
     def begin(self, encoded_request: bytes, seq: int, *, log_inode: int, log_bytes: int) -> None:
         """Put down what is about to run; with `fsync` it is on the disk then. Raises `LogUnavailable`."""
-        payload = b'{"inode":%d,"bytes":%d,"seq":%d,"request":%b}' % (
-            log_inode,
-            log_bytes,
-            seq,
-            encoded_request,
-        )
+        rest = b',"request":%b}' % encoded_request
+        if self._cipher is not None:
+            rest = b',"sealed":"%b"}' % self._cipher.seal_entry(rest, seq)
+        payload = b'{"inode":%d,"bytes":%d,"seq":%d%b' % (log_inode, log_bytes, seq, rest)
         crc = crc32(payload, self._seed)
         entry = b"%08x %b\n" % (crc, payload)
         try:
@@ -128,7 +150,10 @@ class PendingFile:
         Raises `LogUnavailable`; what was in the file is still there then.
         """
         self.hold()
-        payload = b'{"inode":%d,"bytes":%d,"seq":%d,"body":%b}}' % (log_inode, log_bytes, seq, body)
+        rest = b',"body":%b}}' % body
+        if self._cipher is not None:
+            rest = b',"sealed":"%b"}' % self._cipher.seal_entry(rest, seq)
+        payload = b'{"inode":%d,"bytes":%d,"seq":%d%b' % (log_inode, log_bytes, seq, rest)
         crc = crc32(payload, self._seed)
         entry = b"%08x %b\n" % (crc, payload)
         try:
@@ -143,9 +168,10 @@ class PendingFile:
     def entries(self) -> list[Entry]:
         """Read back what is in the file; raises `LogUnavailable`."""
         try:
-            return entries_in(content_of(self._descriptor.number)) or []
+            found = entries_in(content_of(self._descriptor.number)) or []
         except OSError as exc:
             raise self._named(exc, 0) from exc
+        return [entry.opened(self._cipher) for entry in found]
 
     def reset(self) -> None:
         """Start anew: all that was kept is in the log. Raises `LogUnavailable`."""
@@ -242,10 +268,14 @@ def _payloads(content: bytes) -> Iterator[bytes]:
 
 
 def _entry(payload: bytes, common: dict[str, Any]) -> Entry:
-    places = [(payload.find(kind), kind) for kind in (_REQUEST, _BODY)]
-    at, kind = min(place for place in places if place[0] >= 0)  # the other may occur inside of this one
+    at = _start_of_rest(payload)
     fields = orjson.loads(payload[:at] + b"}")
-    rest = payload[at + len(kind) : -1]
+    rest = payload[at:]
+    request, body, sealed = None, None, None
+    if rest.startswith(_SEALED):
+        sealed = rest[len(_SEALED) + 1 : -2]
+    else:
+        request, body = _request_or_body(rest)
     return Entry(
         log_name=common["log"],
         log_inode=fields["inode"],
@@ -253,6 +283,18 @@ def _entry(payload: bytes, common: dict[str, Any]) -> Entry:
         route=common["route"],
         isolation=common["isolation"],
         seq=fields["seq"],
-        request=decode_request(rest) if kind == _REQUEST else None,
-        body=rest[:-1] if kind == _BODY else None,
+        request=request,
+        body=body,
+        sealed=sealed,
     )
+
+
+def _start_of_rest(payload: bytes) -> int:
+    """Where the request, body or what is encrypted begins: the first of them; it may contain the others."""
+    return min(at for kind in (_REQUEST, _BODY, _SEALED) if (at := payload.find(kind)) >= 0)
+
+
+def _request_or_body(rest: bytes) -> tuple[ExecutionRequest | None, bytes | None]:
+    if rest.startswith(_REQUEST):
+        return decode_request(rest[len(_REQUEST) : -1]), None
+    return None, rest[len(_BODY) : -2]

@@ -2,6 +2,7 @@
 
     piece, hash right, follows the line before   -> LogLine
     piece, hash right, does not follow           -> Damage("chain_break"), then the LogLine, which is whole
+    an encrypted line                            -> decrypted: LogLine; if it is forged, Damage("unreadable")
     piece, hash wrong or none                    -> Damage("unreadable") in `recovered`
     last piece, no line feed, hash right         -> LogLine
     last piece, no line feed, hash wrong or none -> Damage("torn_tail"): being written, or its writer died
@@ -14,14 +15,14 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import IO, Literal
+from typing import IO, TYPE_CHECKING, Literal
 
 import orjson
 
-from task_logger.codec import FIRST_PREV, ChainLink, decode, read_link
-from task_logger.errors import BadLine, EncryptedLine, LogNotFound, LogUnreadable, UnsupportedSchema
+from task_logger.codec import FIRST_PREV, ChainLink, decode, read_link, stored_key_id
+from task_logger.errors import BadLine, EncryptedLine, LogNotFound, LogUnreadable, UnsupportedSchema, WrongKey
 from task_logger.log_source import (
     LOG_ENDINGS,
     existing_path,
@@ -33,6 +34,10 @@ from task_logger.log_source import (
 from task_logger.record import ExecutionRecord, ExecutionRequest
 from task_logger.tail import MAX_LINE_BYTES, pieces_backwards
 
+if TYPE_CHECKING:
+    from task_logger.encryption import Cipher
+    from task_logger.keys import KeySource
+
 DamageKind = Literal["unreadable", "torn_tail", "chain_break", "unsupported"]
 
 _SKIP_BYTES = 1 << 20
@@ -40,7 +45,10 @@ _SKIP_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogLine:
-    """A line whose hash verifies: its offset in the file, its bytes without line feed, its chain fields."""
+    """A line whose hash verifies: its offset in the file, its bytes without line feed, its chain fields.
+
+    Of an encrypted line, `data` is the plain one; its chain fields are those of the encrypted line.
+    """
 
     path: str
     at: int
@@ -72,7 +80,9 @@ class LogReader:
 
     `seen_bytes` is the size the file had when it was last read. A compressed log reads as the plain one,
     whose path finds it too. A `source` is read in the file's place, and closed. Close it, or use `with`.
-    Opening raises `LogNotFound` or `LogUnreadable`.
+    An encrypted log is decrypted: a `key` of `None` is that of TASK_LOG_KEY; without `decrypts` its lines
+    come as stored.
+    Opening raises `LogNotFound`, `LogUnreadable`, and `KeyRefused` where an encrypted log needs another key.
     """
 
     def __init__(
@@ -80,10 +90,18 @@ class LogReader:
         path: str | os.PathLike[str],
         *,
         start: int = 0,
+        key: KeySource | None = None,
+        decrypts: bool = True,
         source: IO[bytes] | None = None,
     ) -> None:
         self.path = path = os.fspath(path)
         self._file = open_source(path) if source is None else source
+        self._key, self._decrypts = key, decrypts
+        try:
+            self._cipher = self._open_cipher() if decrypts and _has_header(path) else None
+        except BaseException:
+            self.close()
+            raise
         self._at = start
         self.seen_bytes = start
         self._last: ChainLink | None = None
@@ -164,7 +182,28 @@ class LogReader:
         self._last, self._knows_last = link, True
         if reason is not None:
             yield self._damage("chain_break", at, 0, reason)
-        yield LogLine(path=self.path, at=at, data=data, link=link)
+        line = LogLine(path=self.path, at=at, data=data, link=link)
+        if self._cipher is None and (not self._decrypts or stored_key_id(data) is None):
+            yield line
+        else:
+            yield self._decrypted(line)
+
+    def _decrypted(self, line: LogLine) -> LogLine | Damage:
+        """The plain line, or why this is none that the key's owner wrote."""
+        if stored_key_id(line.data) == "":
+            return line  # encrypted in a way that this version doesn't know: `record` says so
+        if self._cipher is None:
+            self._cipher = self._open_cipher()
+        try:
+            return replace(line, data=self._cipher.open_line(line.data, line.link.n))
+        except (BadLine, WrongKey) as exc:
+            reason = exc.reason if isinstance(exc, BadLine) else "it names another data key than this log's"
+            return self._damage("unreadable", line.at, len(line.data), reason)
+
+    def _open_cipher(self) -> Cipher:
+        from task_logger.encryption import cipher_to_read
+
+        return cipher_to_read(self.path, self._key)
 
     def _unreadable(self, at: int, piece: bytes) -> Damage:
         if piece.startswith(b'{"enc"') and piece.endswith(b"}"):
@@ -181,6 +220,13 @@ class LogReader:
 
     def _damage(self, kind: DamageKind, at: int, count_bytes: int, reason: str) -> Damage:
         return Damage(kind=kind, path=self.path, at=at, bytes=count_bytes, reason=reason)
+
+
+def _has_header(path: str) -> bool:
+    """Whether a log is encrypted; then a plain line in it is a forged one."""
+    from task_logger.key_places import header_path
+
+    return os.path.lexists(header_path(path))
 
 
 def _why_it_does_not_follow(last: ChainLink | None, link: ChainLink) -> str | None:
@@ -200,21 +246,23 @@ def _why_it_does_not_follow(last: ChainLink | None, link: ChainLink) -> str | No
     return f"line {link.n} names another line before it than line {last_n} as it is here"
 
 
-def read_lines(path: str) -> Iterator[LogLine | Damage]:
+def read_lines(path: str | os.PathLike[str], key: KeySource | None = None) -> Iterator[LogLine | Damage]:
     """Yield the lines of a log and what is damaged between them, in order, to its present end.
 
-    Raises `LogNotFound` and `LogUnreadable`.
+    A key of `None` is that of TASK_LOG_KEY. Raises `LogNotFound`, `LogUnreadable` and `KeyRefused`.
     """
-    with LogReader(path) as reader:
+    with LogReader(path, key=key) as reader:
         yield from reader.lines()
 
 
-def read_records(path: str) -> Iterator[ExecutionRecord | Damage]:
+def read_records(
+    path: str | os.PathLike[str], key: KeySource | None = None
+) -> Iterator[ExecutionRecord | Damage]:
     """Yield the records of a log and what is damaged between them, lines of another major version included.
 
-    Raises `LogNotFound` and `LogUnreadable`.
+    A key of `None` is that of TASK_LOG_KEY. Raises `LogNotFound`, `LogUnreadable` and `KeyRefused`.
     """
-    for line in read_lines(path):
+    for line in read_lines(path, key):
         yield record_of(line) if isinstance(line, LogLine) else line
 
 
@@ -269,7 +317,7 @@ def start_of_last(path: str | os.PathLike[str], count: int) -> int:
 
 def _start_of_last_forwards(path: str, file: IO[bytes], count: int) -> int:
     starts: deque[int] = deque(maxlen=max(count, 1))
-    with LogReader(path, source=file) as reader:
+    with LogReader(path, decrypts=False, source=file) as reader:
         for line in reader.lines():
             if isinstance(line, LogLine):
                 starts.append(line.at)
@@ -291,7 +339,13 @@ def pending_of(path: str) -> list[tuple[ExecutionRequest, bool]]:
     from task_logger.settling import pending_requests
 
     folder, _, name = plain_path(path).rpartition("/")
-    return list(pending_requests(folder or ".", name))
+
+    def open_cipher() -> Cipher:
+        from task_logger.encryption import cipher_to_read
+
+        return cipher_to_read(path)
+
+    return list(pending_requests(folder or ".", name, open_cipher))
 
 
 def find_logs(root: str) -> list[str]:

@@ -17,6 +17,7 @@ from task_logger.settling import settle
 
 TYPE_CHECKING = False  # `typing` costs start-up time
 if TYPE_CHECKING:
+    from task_logger.encryption import Cipher, LogKeys
     from task_logger.sealing import Sealer
 
 _SETTLE_EVERY_S = 1.0  # a look at the pending folder costs as much as a line for each living session
@@ -34,8 +35,9 @@ class SessionFiles:
         route: Route,
         isolation: Isolation,
         sealer: Sealer | None = None,
+        keys: LogKeys | None = None,
     ) -> None:
-        """Of the log at that path; nothing is opened yet."""
+        """Of the log at that path; nothing is opened yet. Without `keys` they are plain."""
         self.log: LogFile | None = None
         """The task's log, `None` where it isn't open."""
         self.pending: PendingFile | None = None
@@ -45,6 +47,7 @@ class SessionFiles:
         self._session_id = session_id
         self._fsync = fsync
         self._sealer = sealer
+        self._keys = keys
         self._route: Route = route
         self._isolation: Isolation = isolation
         self._settle_at_s = 0.0
@@ -58,6 +61,7 @@ class SessionFiles:
                 fsync=self._fsync,
                 lock_wait_s=lock_wait_s,
                 sealer=self._sealer,
+                cipher=self._cipher(),
             )
         if self.pending is None:
             self.open_pending()
@@ -74,8 +78,12 @@ class SessionFiles:
             route=self._route,
             isolation=self._isolation,
             fsync=self._fsync,
+            cipher=self._cipher(),
         )
         return self.pending
+
+    def _cipher(self) -> Cipher | None:
+        return None if self._keys is None else self._keys.cipher()
 
     @property
     def is_settling_due(self) -> bool:

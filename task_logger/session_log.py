@@ -21,6 +21,7 @@ from dataclasses import replace
 from task_logger.backlog import RETRY_LOCK_WAIT_S, Backlog
 from task_logger.codec import EncodedRecord, encode, encode_request
 from task_logger.errors import (
+    ConfigurationError,
     LogClosed,
     LogFailed,
     LogPathRefused,
@@ -43,6 +44,8 @@ from task_logger.task import log_path
 
 TYPE_CHECKING = False  # `typing` costs start-up time
 if TYPE_CHECKING:
+    from task_logger.encryption import LogKeys
+    from task_logger.keys import KeySource
     from task_logger.sealing import Sealer
 
 
@@ -60,34 +63,38 @@ class SessionLog:
         route: Route = "worker",
         isolation: Isolation = "process",
         sealer: Sealer | None = None,
+        key: KeySource | None = None,
     ) -> None:
         """Open the log of a task below `root`, with its folders, and settle what dead sessions left.
 
         `route` and `isolation` are for the line that others write should this session die; a `sealer` seals
-        each line. Raises `LogPathRefused` where this can't be a log; `LogUnavailable`
-        only with `strict`: without it the session goes on, `notices` says what is
+        each line, a `key` encrypts all that is kept.
+        Raises `LogPathRefused` where this can't be a log, `ConfigurationError` where the key doesn't
+        fit it; `LogUnavailable` only with `strict`: without it the session goes on, `notices` says what is
         wrong, and each execution tries again.
         """
         self.path = log_path(os.path.abspath(root) if "\0" not in root else root, task)
         check_path(self.path)
         self.notices: list[str] = []
         """What the session must tell its caller with the next outcome; emptied by `finish`."""
+        keys = None if key is None else _log_keys(self.path, key)
         self._files = SessionFiles(
-            self.path, session_id, fsync=fsync, route=route, isolation=isolation, sealer=sealer
+            self.path, session_id, fsync=fsync, route=route, isolation=isolation, sealer=sealer, keys=keys
         )
+        self._max_body_bytes = None if keys is None else keys.max_body_bytes
         self._session_id = session_id
         self._strict = strict
         self._running: ExecutionRequest | None = None
         self._together: set[int] = set()  # the executions begun at once that have no line yet
         self._begun_bytes, self._begun_inode = 0, 0
         folder, name = os.path.split(self.path)
-        self._backlog = Backlog(folder, name, route=route, isolation=isolation, fsync=fsync)
+        self._backlog = Backlog(folder, name, route=route, isolation=isolation, fsync=fsync, keys=keys)
         self._is_behind = True  # something is not as it should be: the next line takes the careful way
         self._failure: TaskLogError | None = None  # strict: why nothing may run any more
         self._closed = False
         try:
             self._open()
-        except LogPathRefused:
+        except (LogPathRefused, ConfigurationError):
             self._let_go()
             raise
         except TaskLogError as exc:
@@ -147,7 +154,7 @@ class SessionLog:
         encoded: EncodedRecord | None = None
         head: LogHead | None = None
         try:
-            encoded = encode(request, outcome)
+            encoded = encode(request, outcome, max_body_bytes=self._max_body_bytes)
             outcome = encoded.outcome
             if outcome.artifacts:
                 outcome = self._store_artifacts(outcome)
@@ -293,3 +300,9 @@ class SessionLog:
 
     def _let_go(self) -> None:
         self._files.close(remove_pending=not self._is_behind)
+
+
+def _log_keys(path: str, key: KeySource) -> LogKeys:
+    from task_logger.encryption import LogKeys  # costs start-up time, which plain logs don't pay
+
+    return LogKeys(path, key)

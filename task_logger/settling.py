@@ -10,18 +10,22 @@ writes no more, and whoever settled it and died before removing it left the line
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
+from typing import TYPE_CHECKING
 
 import orjson
 
 from task_logger import artifacts
 from task_logger.abandoned import look_at, pending_names, take_abandoned
-from task_logger.codec import encode, read_link
-from task_logger.errors import LogUnavailable, TaskLogError, log_error
+from task_logger.codec import encode, read_link, stored_key_id
+from task_logger.errors import BadLine, LogUnavailable, TaskLogError, log_error
 from task_logger.log_file import LogFile
 from task_logger.pending import Entry
 from task_logger.record import ExecutionOutcome, ExecutionRequest
 from task_logger.tail import MAX_LINE_BYTES
+
+if TYPE_CHECKING:
+    from task_logger.encryption import Cipher
 
 _SCAN_BYTES = 1 << 20
 
@@ -60,7 +64,8 @@ def _settle_file(plan_folder: str, log: LogFile, path: str, *, fsync: bool) -> l
         log_name = os.path.basename(log.path)  # pathlib costs start-up time
         if any(entry.log_name != log_name for entry in abandoned.entries):
             return []  # the next writer of that log does it
-        notices = append_missing(plan_folder, log, abandoned.entries, fsync=fsync)
+        entries = [entry.opened(log.cipher) for entry in abandoned.entries]
+        notices = append_missing(plan_folder, log, entries, fsync=fsync)
         abandoned.remove()
         return notices
     finally:
@@ -72,7 +77,7 @@ def append_missing(plan_folder: str, log: LogFile, entries: Iterable[Entry], *, 
     notices = []
     for entry in _one_per_execution(entries):
         session_id = session_id_of(entry)
-        if has_line(log.path, session_id, entry.seq, after_bytes=entry.log_bytes, inode=entry.log_inode):
+        if _has_line(log.path, entry, log.cipher):
             continue
         if entry.body is not None:
             log.append(entry.body)
@@ -80,7 +85,7 @@ def append_missing(plan_folder: str, log: LogFile, entries: Iterable[Entry], *, 
                 f"execution {session_id}:{entry.seq} got the line that could not be written before"
             )
         elif entry.request is not None:
-            log.append(_unknown_line(plan_folder, entry, entry.request, fsync=fsync))
+            log.append(_unknown_line(plan_folder, entry, entry.request, log.cipher, fsync=fsync))
             notices.append(f"the session of execution {session_id}:{entry.seq} died; its line says `unknown`")
     return notices
 
@@ -101,17 +106,23 @@ def session_id_of(entry: Entry) -> str:
     return str(session_id)
 
 
-def _unknown_line(plan_folder: str, entry: Entry, request: ExecutionRequest, *, fsync: bool) -> bytes:
+def _unknown_line(
+    plan_folder: str, entry: Entry, request: ExecutionRequest, cipher: Cipher | None, *, fsync: bool
+) -> bytes:
     outcome = ExecutionOutcome(status="unknown", route=entry.route, isolation=entry.isolation, elapsed_ms=0)
-    encoded = encode(request, outcome)
+    encoded = encode(request, outcome, max_body_bytes=None if cipher is None else cipher.max_body_bytes)
     for artifact in encoded.outcome.artifacts:
         if artifact.content is not None:
-            artifacts.put(plan_folder, artifact, fsync=fsync)
+            artifacts.put(
+                plan_folder, artifact, fsync=fsync, cipher=None if cipher is None else cipher.artifacts
+            )
     return encoded.body
 
 
-def has_line(log_path: str, session_id: str, seq: int, *, after_bytes: int, inode: int) -> bool:
-    """Whether a log has the line of an execution behind `after_bytes`.
+def has_line(
+    log_path: str, session_id: str, seq: int, *, after_bytes: int, inode: int, cipher: Cipher | None = None
+) -> bool:
+    """Whether a log has the line of an execution behind `after_bytes`; `cipher` is the log's.
 
     All of the log is searched where it is another file than `inode`, or shorter now. Raises `LogUnavailable`
     where it can't be read; a log that isn't there has no line.
@@ -126,14 +137,15 @@ def has_line(log_path: str, session_id: str, seq: int, *, after_bytes: int, inod
         status = os.fstat(descriptor)
         if status.st_ino != inode or status.st_size < after_bytes:
             after_bytes = 0
-        return _find(descriptor, session_id.encode(), seq, after_bytes, status.st_size)
+        return _find(descriptor, (session_id.encode(), seq), after_bytes, status.st_size, cipher)
     except OSError as exc:
         raise LogUnavailable(log_path, exc.strerror or str(exc)) from exc
     finally:
         os.close(descriptor)
 
 
-def _find(descriptor: int, session_id: bytes, seq: int, at: int, end: int) -> bool:
+def _find(descriptor: int, execution: tuple[bytes, int], at: int, end: int, cipher: Cipher | None) -> bool:
+    session_id, seq = execution
     needle = b'"session_id":"%b"' % session_id
     begun = b""  # of the line that the last piece read ended in
     while at < end:
@@ -149,24 +161,38 @@ def _find(descriptor: int, session_id: bytes, seq: int, at: int, end: int) -> bo
             continue
         whole = begun + whole
         begun = rest
-        if needle in whole and any(_is_line_of(line, needle, seq) for line in whole.split(b"\n")):
+        may_be_there = cipher is not None or needle in whole
+        if may_be_there and any(_is_line_of(line, needle, seq, cipher) for line in whole.split(b"\n")):
             return True
-    return _is_line_of(begun, needle, seq)
+    return _is_line_of(begun, needle, seq, cipher)
 
 
-def _is_line_of(line: bytes, needle: bytes, seq: int) -> bool:
-    if needle not in line or read_link(line) is None:
+def _is_line_of(line: bytes, needle: bytes, seq: int, cipher: Cipher | None) -> bool:
+    is_sealed = cipher is not None and stored_key_id(line) == cipher.key_id
+    if not (is_sealed or needle in line) or (link := read_link(line)) is None:
+        return False
+    if is_sealed:
+        assert cipher is not None
+        try:
+            line = cipher.open_line(line, link.n)
+        except BadLine:
+            return False  # forged: whoever reads the log is told
+    if needle not in line:
         return False
     fields = orjson.loads(line)
     return bool(fields.get("session_id") == needle[14:-1].decode() and fields.get("seq") == seq)
 
 
-def pending_requests(plan_folder: str, log_name: str) -> list[tuple[ExecutionRequest, bool]]:
+def pending_requests(
+    plan_folder: str, log_name: str, open_cipher: Callable[[], Cipher] | None = None
+) -> list[tuple[ExecutionRequest, bool]]:
     """Return the requests without a line in their log, and whether their session is alive; writes nothing.
 
-    Raises `TaskLogError` where a pending file or the log can't be read.
+    `open_cipher` opens the log's cipher, should it be needed. Raises `TaskLogError` where a pending file or
+    the log can't be read.
     """
     folder = f"{plan_folder}/pending"
+    cipher: Cipher | None = None
     found: list[tuple[ExecutionRequest, bool]] = []
     try:
         names = pending_names(folder)
@@ -179,19 +205,23 @@ def pending_requests(plan_folder: str, log_name: str) -> list[tuple[ExecutionReq
             continue  # settled meanwhile
         except OSError as exc:
             raise log_error(f"{folder}/{name}", exc) from exc
-        found += [
-            (entry.request, alive)
-            for entry in entries
-            if entry.log_name == log_name and entry.request is not None and not _has_line(plan_folder, entry)
-        ]
+        for entry in entries:
+            if entry.log_name != log_name:
+                continue
+            if entry.sealed is not None and cipher is None and open_cipher is not None:
+                cipher = open_cipher()
+            opened = entry.opened(cipher)
+            if opened.request is not None and not _has_line(f"{plan_folder}/{log_name}", opened, cipher):
+                found.append((opened.request, alive))
     return found
 
 
-def _has_line(plan_folder: str, entry: Entry) -> bool:
+def _has_line(log_path: str, entry: Entry, cipher: Cipher | None) -> bool:
     return has_line(
-        f"{plan_folder}/{entry.log_name}",
+        log_path,
         session_id_of(entry),
         entry.seq,
         after_bytes=entry.log_bytes,
         inode=entry.log_inode,
+        cipher=cipher,
     )

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from task_logger.codec import ChainLink, UnreadablePiece, read_link
+from task_logger.codec import ChainLink, UnreadablePiece, read_link, stored_key_id
 from task_logger.errors import LogPathRefused
 
 MAX_LINE_BYTES = 16 << 20
@@ -30,12 +30,14 @@ class LogTail:
     """Where a log ends.
 
     `link` is the chain link of the last valid line, `None` where there is none. `unreadable` are the pieces
-    behind it, in the file's order. `ends_in_lf` is true for an empty file too.
+    behind it, in the file's order. `ends_in_lf` is true for an empty file too. `key_id` is `None` where the
+    last line is plain, or there is none.
     """
 
     link: ChainLink | None
     unreadable: tuple[UnreadablePiece, ...]
     ends_in_lf: bool
+    key_id: str | None = None
 
 
 def read_tail(descriptor: int, size_bytes: int, path: str) -> LogTail:
@@ -47,17 +49,18 @@ def read_tail(descriptor: int, size_bytes: int, path: str) -> LogTail:
     if size_bytes == 0:
         return LogTail(link=None, unreadable=(), ends_in_lf=True)
     unreadable: list[UnreadablePiece] = []
-    link = None
+    link, key_id = None, None
     for at, length, content in pieces_backwards(descriptor, size_bytes):
         link = read_link(content) if content is not None else None
         if link is not None:
+            key_id = stored_key_id(content or b"")
             break
         unreadable.append(UnreadablePiece(at, length))
         if len(unreadable) > MAX_UNREADABLE_PIECES or size_bytes - at > MAX_UNREADABLE_BYTES:
             raise LogPathRefused(path, "too much of its end is unreadable: it is no task log")
     unreadable.reverse()
     ends_in_lf = read_exactly(descriptor, 1, size_bytes - 1) == b"\n"
-    return LogTail(link=link, unreadable=tuple(unreadable), ends_in_lf=ends_in_lf)
+    return LogTail(link=link, unreadable=tuple(unreadable), ends_in_lf=ends_in_lf, key_id=key_id)
 
 
 def pieces_backwards(descriptor: int, size_bytes: int) -> Iterator[tuple[int, int, bytes | None]]:

@@ -20,6 +20,7 @@ from task_logger.record import TaskIds
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    from task_logger.keys import KeySource
     from task_logger.sealing import Sealer
 
 MAX_NAME_BYTES = 100
@@ -55,13 +56,15 @@ class TaskContext:
 class LogSettings:
     """How logs are written: their root folder, whether each line is synced, whether no line means no run.
 
-    `sealer` seals each line, where TASK_LOG_SEAL_KEY names a key.
+    `sealer` seals each line, where TASK_LOG_SEAL_KEY names a key; `key` is that of TASK_LOG_KEY, which
+    encrypts all that is kept.
     """
 
     root: str
     fsync: bool
     strict: bool
     sealer: Sealer | None = None
+    key: KeySource | None = None
 
 
 # Only its value in a context ever changes, which is what a context variable is for.
@@ -212,20 +215,23 @@ def log_path(root: str, task: TaskIds) -> str:
 def check_settings(log_dir: str | os.PathLike[str] | None = None) -> LogSettings:
     """Read the TASK_LOG_* settings of the environment.
 
-    Raises `ConfigurationError` for a value that makes no sense, and where TASK_LOG_KEY asks for encryption,
-    which this version does not have.
+    Raises `ConfigurationError` for a value that makes no sense.
     """
-    if os.environ.get("TASK_LOG_KEY"):
-        raise ConfigurationError(
-            "TASK_LOG_KEY",
-            "this version has no encryption, and would write plain lines; unset it to accept that",
-        )
     return LogSettings(
         root=log_root(log_dir),
         fsync=_choice("TASK_LOG_FSYNC", {"off": False, "always": True}),
         strict=_choice("TASK_LOG_STRICT", {"0": False, "1": True}),
         sealer=_sealer(),
+        key=_key(),
     )
+
+
+def _key() -> KeySource | None:
+    if not os.environ.get("TASK_LOG_KEY"):
+        return None
+    from task_logger.keys import key_from_environment
+
+    return key_from_environment()
 
 
 def _sealer() -> Sealer | None:

@@ -20,6 +20,11 @@ from task_logger.record import Artifact, LogHead
 from task_logger.settling import settle
 from task_logger.task import check_settings, log_path, plan_folder, task_ids
 
+TYPE_CHECKING = False  # `typing` costs start-up time
+if TYPE_CHECKING:
+    from task_logger.encryption import Cipher
+    from task_logger.keys import KeySource
+
 _REOPENINGS = 64
 """So often in a row, for one line, a log that is compressed under its writer is opened anew."""
 
@@ -52,6 +57,7 @@ class TaskLogger:
         self._turn = allocate_lock()
         self.path = log_path(settings.root, self._task)
         make_folder(self._plan_folder, fsync=settings.fsync)
+        self._cipher = _cipher(self.path, settings.key)
         self._sealer = settings.sealer
         self._log = self._open_log()
         self.notices = settle(self._plan_folder, self._log, fsync=settings.fsync)
@@ -73,6 +79,7 @@ class TaskLogger:
                 seq=seq,
                 timestamp=timestamp(time.time_ns()),
                 store=self._store,
+                max_body_bytes=None if self._cipher is None else self._cipher.max_body_bytes,
             )
             head = self._append(body)
             self._seq = seq
@@ -99,16 +106,17 @@ class TaskLogger:
     def _open_log(self) -> LogFile:
         for _ in range(_REOPENINGS):
             try:
-                return LogFile(self.path, fsync=self._fsync, sealer=self._sealer)
+                return LogFile(self.path, fsync=self._fsync, sealer=self._sealer, cipher=self._cipher)
             except LogMoved:  # compressed between its opening and its lock
                 from task_logger.compression import is_brought_back
 
                 if not is_brought_back(self.path, None, fsync=self._fsync):
                     raise
-        return LogFile(self.path, fsync=self._fsync, sealer=self._sealer)
+        return LogFile(self.path, fsync=self._fsync, sealer=self._sealer, cipher=self._cipher)
 
     def _store(self, artifact: Artifact) -> None:
-        artifacts.put(self._plan_folder, artifact, fsync=self._fsync)
+        cipher = None if self._cipher is None else self._cipher.artifacts
+        artifacts.put(self._plan_folder, artifact, fsync=self._fsync, cipher=cipher)
 
     def __enter__(self) -> TaskLogger:
         return self
@@ -120,6 +128,14 @@ class TaskLogger:
 
 
 EnhancedTaskLogger = TaskLogger
+
+
+def _cipher(path: str, key: KeySource | None) -> Cipher | None:
+    if key is None:
+        return None
+    from task_logger.encryption import cipher_to_write
+
+    return cipher_to_write(path, key)
 
 
 def new_session_id() -> str:

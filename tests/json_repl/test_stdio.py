@@ -527,7 +527,7 @@ def test_a_standard_descriptor_that_is_closed_is_a_clear_error(tmp_path: Path, c
     assert re.fullmatch(r"json-repl: .*\n", done.stderr)
 
 
-@pytest.mark.parametrize(("name", "value"), [("TASK_LOG_FSYNC", "sometimes"), ("TASK_LOG_KEY", "secret")])
+@pytest.mark.parametrize(("name", "value"), [("TASK_LOG_FSYNC", "sometimes"), ("TASK_LOG_KEY", "file:/none")])
 def test_a_setting_that_cannot_be_followed_is_one_line_on_stderr(
     tmp_path: Path, name: str, value: str
 ) -> None:
@@ -543,7 +543,6 @@ def test_a_setting_that_cannot_be_followed_is_one_line_on_stderr(
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"json-repl: .*\n", done.stderr)
     assert name in done.stderr
-    assert "secret" not in done.stderr
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

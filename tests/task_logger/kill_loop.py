@@ -1,8 +1,9 @@
 """Writers on one log, killed at random moments and replaced; then the log is compared with what they said.
 
-    python kill_loop.py FOLDER --writers 64 --kills 1000 [--fsync] [--largest-bytes 40000]
+    python kill_loop.py FOLDER --writers 64 --kills 1000 [--fsync] [--encrypted] [--largest-bytes 40000]
 
-Prints one JSON object: kills, acknowledged and lost lines, chain breaks, pieces. Each writer acknowledges a
+Prints one JSON object: kills, acknowledged and lost lines, chain breaks, pieces, and of an encrypted log how
+many lines were decrypted and what is said of the pieces. Each writer acknowledges a
 line, after `append` returned, by appending its number and hash to a file of its own.
 """
 
@@ -17,9 +18,13 @@ import signal
 import struct
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+from task_logger.encryption import Cipher, cipher_to_write
+from task_logger.keys import KeySource
 from task_logger.log_file import LogFile
+from task_logger.reader import Damage, read_lines
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.task_logger.log_check import CheckedLog, check_log
@@ -36,22 +41,32 @@ def make_bodies(largest_bytes: int) -> list[bytes]:
     return [b'{"code":"%b"' % (b"x" * length) for length in lengths]
 
 
-def write_until_killed(path: Path, acks: Path, seed: int, *, fsync: bool, bodies: list[bytes]) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Writing:
+    """How the writers of a run write."""
+
+    fsync: bool
+    bodies: list[bytes]
+    cipher: Cipher | None
+
+
+def write_until_killed(path: Path, acks: Path, seed: int, writing: Writing) -> None:
     """Append lines and acknowledge each, forever."""
     rng = random.Random(seed)
+    bodies = writing.bodies
     ack_file = os.open(acks, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    log = LogFile(str(path), fsync=fsync, lock_wait_s=60)
+    log = LogFile(str(path), fsync=writing.fsync, lock_wait_s=60, cipher=writing.cipher)
     while True:
         head = log.append(rng.choice(bodies))
         os.write(ack_file, _ACK.pack(head.n, bytes.fromhex(head.hash)))
 
 
-def start_writer(path: Path, acks: Path, seed: int, *, fsync: bool, bodies: list[bytes]) -> int:
+def start_writer(path: Path, acks: Path, seed: int, writing: Writing) -> int:
     """Fork one writer; returns its process id."""
     pid = os.fork()
     if pid == 0:
         try:
-            write_until_killed(path, acks, seed, fsync=fsync, bodies=bodies)
+            write_until_killed(path, acks, seed, writing)
         except BaseException as exc:  # noqa: BLE001  # whatever it was, the parent must hear of it
             (acks.parent / "failed").write_text(f"{type(exc).__name__}: {exc}")
         os._exit(1)
@@ -59,13 +74,15 @@ def start_writer(path: Path, acks: Path, seed: int, *, fsync: bool, bodies: list
 
 
 def run(
-    folder: Path, *, writers: int, kills: int, fsync: bool, largest_bytes: int, seed: int
+    folder: Path, *, writers: int, kills: int, fsync: bool, encrypted: bool, largest_bytes: int, seed: int
 ) -> dict[str, object]:
     """Kill `kills` writers; returns what the log and the acknowledgements say."""
     rng = random.Random(seed)
     path, ack_folder = folder / "log.jsonl", folder / "acks"
     ack_folder.mkdir()
-    bodies = make_bodies(largest_bytes)
+    key = _make_key(folder / "key") if encrypted else None
+    cipher = None if key is None else cipher_to_write(str(path), key)
+    writing = Writing(fsync=fsync, bodies=make_bodies(largest_bytes), cipher=cipher)
     gc.freeze()
     ends_at_s = time.monotonic() + _MOST_SECONDS
     count = 0
@@ -73,7 +90,7 @@ def run(
     def start() -> int:
         nonlocal count
         count += 1
-        return start_writer(path, ack_folder / str(count), seed + count, fsync=fsync, bodies=bodies)
+        return start_writer(path, ack_folder / str(count), seed + count, writing)
 
     running = [start() for _ in range(writers)]
     killed = 0
@@ -92,8 +109,26 @@ def run(
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
     with_rest = killed + writers
-    LogFile(str(path)).append(b'{"code":"the last line names what the last kills left"')
-    return compare(path, ack_folder, with_rest)
+    LogFile(str(path), cipher=cipher).append(b'{"code":"the last line names what the last kills left"')
+    found = compare(path, ack_folder, with_rest)
+    return found if key is None else found | _decrypted(path, key)
+
+
+def _make_key(path: Path) -> KeySource:
+    path.touch(0o600)
+    path.write_bytes(os.urandom(32))
+    return KeySource(f"file:{path}")
+
+
+def _decrypted(path: Path, key: KeySource) -> dict[str, object]:
+    """Read the log with its key: how many lines that gives, and what is said of the rest."""
+    decrypted, said = 0, set()
+    for line in read_lines(str(path), key):
+        if isinstance(line, Damage):
+            said.add(line.reason)
+        else:
+            decrypted += line.data.startswith(b'{"code":"')
+    return {"decrypted": decrypted, "said": sorted(said)}
 
 
 def compare(path: Path, ack_folder: Path, kills: int) -> dict[str, object]:
@@ -138,6 +173,7 @@ def main() -> None:
     parser.add_argument("--largest-bytes", type=int, default=40_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--fsync", action="store_true")
+    parser.add_argument("--encrypted", action="store_true")
     arguments = vars(parser.parse_args())
     print(json.dumps(run(arguments.pop("folder"), **arguments)))
 

@@ -40,6 +40,11 @@ def _nothing_is_lost(result: dict[str, Any], *, least_kills: int) -> None:
     assert result["line_ends"] == result["lines"] + result["pieces"]
 
 
+def _all_is_decrypted(result: dict[str, Any]) -> None:
+    assert result["decrypted"] == result["lines"]
+    assert set(result["said"]) <= {"it is not a whole line with a right hash"}  # and nothing of keys
+
+
 def test_killed_writers_lose_no_acknowledged_line(tmp_path: Path) -> None:
     _nothing_is_lost(_kill_loop(tmp_path, "--writers", "8", "--kills", "60"), least_kills=60)
 
@@ -57,6 +62,12 @@ def test_one_writer_of_large_lines_leaves_named_pieces(tmp_path: Path) -> None:
     _nothing_is_lost(result, least_kills=80)
 
 
+def test_killed_writers_lose_no_acknowledged_line_of_an_encrypted_log(tmp_path: Path) -> None:
+    result = _kill_loop(tmp_path, "--writers", "8", "--kills", "60", "--encrypted")
+    _nothing_is_lost(result, least_kills=60)
+    _all_is_decrypted(result)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ext4", "tmpfs", "fsync"])
 def test_a_thousand_kills_among_64_writers_lose_nothing(
@@ -65,6 +76,22 @@ def test_a_thousand_kills_among_64_writers_lose_nothing(
     folder = shared_memory if kind == "tmpfs" else tmp_path
     result = _kill_loop(folder, *(["--fsync"] if kind == "fsync" else []))
     _nothing_is_lost(result, least_kills=1000)
+
+
+@pytest.mark.slow
+def test_a_thousand_kills_among_64_writers_lose_nothing_of_an_encrypted_log(tmp_path: Path) -> None:
+    result = _kill_loop(tmp_path, "--encrypted", "--largest-bytes", "20000")
+    _nothing_is_lost(result, least_kills=1000)
+    _all_is_decrypted(result)
+
+
+@pytest.mark.slow
+def test_five_hundred_kills_of_one_writer_leave_torn_pieces_and_no_wrong_key(tmp_path: Path) -> None:
+    arguments = ("--writers", "1", "--kills", "500", "--largest-bytes", "100000", "--encrypted")
+    result = _kill_loop(tmp_path, *arguments)
+    _nothing_is_lost(result, least_kills=500)
+    _all_is_decrypted(result)
+    assert result["pieces"] > 0
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from task_logger.reader import (
     read_lines,
     read_records,
     recovered_pieces,
+    start_of_last,
 )
 from task_logger.record import ExecutionRecord, TaskIds
 from task_logger.summary import DamageTally, summarize
@@ -345,3 +346,13 @@ def test_no_descriptor_is_left_open(log: Path) -> None:
         with pytest.raises(LogUnreadable):
             list(read_lines("/dev/null"))
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_path_may_be_a_path_object(tmp_path: Path) -> None:
+    path = tmp_path / "1.it.jsonl"
+    path.write_bytes(seal(body(1), 1, FIRST_PREV)[0])
+    with LogReader(path) as reader:
+        assert len(list(reader.lines())) == 1
+    assert start_of_last(path, 1) == 0
+    for records in (read_records(path), last_records(path, 1)):
+        assert [isinstance(record, ExecutionRecord) for record in records] == [True]

@@ -216,7 +216,7 @@ def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch)
     [
         ("TASK_LOG_FSYNC", "sometimes", "must be off or always, not 'sometimes'"),
         ("TASK_LOG_STRICT", "yes", "must be 0 or 1, not 'yes'"),
-        ("TASK_LOG_KEY", "file:/key", "no encryption"),
+        ("TASK_LOG_KEY", "keyring:", "is empty, or names no file or key"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_named(
@@ -226,7 +226,6 @@ def test_a_setting_that_makes_no_sense_is_named(
     with pytest.raises(ConfigurationError, match=says) as caught:
         check_settings()
     assert caught.value.setting == variable
-    assert "file:/key" not in str(caught.value)
 
 
 def test_nothing_heavy_is_imported_for_ids_paths_and_records() -> None:
