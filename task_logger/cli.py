@@ -236,6 +236,29 @@ def _rekey(*, log_dir: str | None, plan_id: str | None, as_json: bool) -> None:
             echo(f"{os.path.basename(folder)}: {done.wrapped} data keys wrapped by the new key{had}")
 
 
+@_commands.command("verify")
+@click.argument("target", required=False, metavar="[LOG|FOLDER|PLAN]")
+@click.option("--head", metavar="N:HASH", help="Head of the log, as the last reply had it (debug_info.log).")
+@click.option("--strict", is_flag=True, help="What can't be proven is a no, too.")
+@_where
+@_as_json
+def _verify(*, target: str | None, head: str | None, strict: bool, as_json: bool, **where: str | None) -> int:
+    """Check that logs are as they were written: chain, artifacts, pending files, and what keys can prove.
+
+    Of one log, of a plan (its folder or id), or of a root; without an argument, of the task or plan that the
+    options name, else of all plans. Exits with 1 where the answer is no.
+    """
+    from task_logger.verify_targets import head_of, targets_of
+    from task_logger.verify_view import show_verdicts
+
+    log = _existing_path_of(**where) if target is None and where["task_id"] is not None else target
+    plans, whole_plans = targets_of(log, log_root(where["log_dir"]), where["plan_id"])
+    known = None if head is None else head_of(head)
+    if known is not None and sum(len(logs) for _, logs in plans) != 1:
+        raise click.UsageError("--head is of one log: name its file, or --plan and --task")
+    return show_verdicts(plans, head=known, strict=strict, as_json=as_json, whole_plans=whole_plans)
+
+
 cli_keeping.add_to(_commands)
 
 

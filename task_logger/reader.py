@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Literal
 
@@ -31,6 +31,7 @@ from task_logger.log_source import (
     plain_path,
     size_of,
 )
+from task_logger.quick_run import QuickRun, quick_run
 from task_logger.record import ExecutionRecord, ExecutionRequest
 from task_logger.tail import MAX_LINE_BYTES, pieces_backwards
 
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 DamageKind = Literal["unreadable", "torn_tail", "chain_break", "unsupported"]
 
 _SKIP_BYTES = 1 << 20
+_Bytes = bytes  # a field of `Damage` has that name
+_END_BYTES = 256  # of a piece that is kept: where a line would have its chain fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +68,7 @@ class Damage:
     """Something wrong in a log: where, how many bytes, and why, in words.
 
     A `chain_break` is about the order of whole lines and has no bytes of its own: it comes before the line at
-    `at`, which doesn't follow the one before it.
+    `at`, which doesn't follow the one before it. `end` are the last bytes of an unreadable piece.
     """
 
     kind: DamageKind
@@ -73,6 +76,7 @@ class Damage:
     at: int
     bytes: int
     reason: str
+    end: _Bytes = field(default=b"", repr=False, compare=False)
 
 
 class LogReader:
@@ -142,14 +146,16 @@ class LogReader:
         """
         try:
             self._go_on()
-            while piece := self._file.readline(MAX_LINE_BYTES + 1):
+            # To the end as it was: writers can be quicker than whoever reads.
+            while self._at < self.seen_bytes and (piece := self._file.readline(MAX_LINE_BYTES + 1)):
                 at, ends = self._at, piece.endswith(b"\n")
                 if not ends and len(piece) > MAX_LINE_BYTES:
                     yield self._skip_overlong(at, len(piece))
                     continue
                 link = read_link(piece[:-1] if ends else piece)
                 if link is None and not ends:
-                    yield self._damage("torn_tail", at, len(piece), "it is being written, or its writer died")
+                    reason = "it is being written, or its writer died"
+                    yield self._damage("torn_tail", at, len(piece), reason, piece[-_END_BYTES:])
                     return
                 self._at, self._is_at_line_end = at + len(piece), ends
                 if link is None:
@@ -160,6 +166,25 @@ class LogReader:
             raise LogUnreadable(
                 f"task log {self.path!r} can't be read: {exc.strerror or exc}", path=self.path
             ) from exc
+
+    def run(self, after: ChainLink, *, before_n: int, unless: Sequence[bytes]) -> QuickRun | None:
+        """Take the next lines at once, as far as they follow `after` and are in memory: see `quick_run`.
+
+        `None` where `lines` must go on, from here. Raises `LogUnreadable`.
+        """
+        peek = getattr(self._file, "peek", None)
+        if peek is None or not self._is_at_line_end or self._at >= self.seen_bytes:
+            return None
+        try:
+            found = quick_run(peek(), after, before_n=before_n, unless=unless)
+            if found is not None:
+                self._file.read(found.bytes)
+                self._at += found.bytes
+                self.seen_bytes = max(self.seen_bytes, self._at)
+                self._last, self._knows_last = found.last, True
+        except OSError as exc:
+            raise _unreadable(self.path, exc) from exc
+        return found
 
     def _go_on(self) -> None:
         size_bytes = self.seen_bytes = self.size_bytes()
@@ -207,8 +232,10 @@ class LogReader:
 
     def _unreadable(self, at: int, piece: bytes) -> Damage:
         if piece.startswith(b'{"enc"') and piece.endswith(b"}"):
-            return self._damage("unsupported", at, len(piece), str(EncryptedLine(self.path)))
-        return self._damage("unreadable", at, len(piece), "it is not a whole line with a right hash")
+            reason = str(EncryptedLine(self.path))
+            return self._damage("unsupported", at, len(piece), reason, piece[-_END_BYTES:])
+        reason = "it is not a whole line with a right hash"
+        return self._damage("unreadable", at, len(piece), reason, piece[-_END_BYTES:])
 
     def _skip_overlong(self, at: int, count_bytes: int) -> Damage:
         ends = False
@@ -218,8 +245,8 @@ class LogReader:
         self._at, self._is_at_line_end = at + count_bytes, ends
         return self._damage("unreadable", at, count_bytes - ends, "it is longer than any line")
 
-    def _damage(self, kind: DamageKind, at: int, count_bytes: int, reason: str) -> Damage:
-        return Damage(kind=kind, path=self.path, at=at, bytes=count_bytes, reason=reason)
+    def _damage(self, kind: DamageKind, at: int, count_bytes: int, reason: str, end: bytes = b"") -> Damage:
+        return Damage(kind=kind, path=self.path, at=at, bytes=count_bytes, reason=reason, end=end)
 
 
 def _has_header(path: str) -> bool:

@@ -43,15 +43,17 @@ def _is_count(value: object) -> bool:
 
 
 def _is_list_of_texts(value: object) -> bool:
-    return isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
+    return isinstance(value, (list, tuple)) and (
+        not value or all(isinstance(item, str) for item in value)  # most are empty, and lines are many
+    )
 
 
 def _is_list_of_objects(value: object) -> bool:
-    return isinstance(value, (list, tuple)) and all(_is_object(item) for item in value)
+    return isinstance(value, (list, tuple)) and (not value or all(map(_is_object, value)))
 
 
 def _is_object(value: object) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+    return isinstance(value, Mapping) and (not value or all(isinstance(key, str) for key in value))
 
 
 def _is_error(value: object) -> bool:
