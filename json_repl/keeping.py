@@ -1,6 +1,6 @@
-"""How what a session records is kept: its logs, sealed and encrypted, and its large output.
+"""How what a session records is kept: its logs, sealed, encrypted and without secrets, and its large output.
 
-settings --> Keeping --> SessionLog of a task | spools for output
+settings, secrets --> Keeping --> SessionLog of a task | Redactor of a plan | spools for output
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from typing import IO, TYPE_CHECKING
 from repl_kernel.capture import open_temporary_spool
 from task_logger.artifacts import new_spool
 from task_logger.errors import ArtifactError
+from task_logger.placeholders import plan_key
 from task_logger.record import Isolation, Route, TaskIds
+from task_logger.redaction import Redactor
+from task_logger.secret_search import Secrets
 from task_logger.session_log import SessionLog
 from task_logger.task import LogSettings, plan_folder
 
@@ -20,14 +23,15 @@ if TYPE_CHECKING:
 
 
 class Keeping:
-    """What every log and spool of one session has in common."""
+    """What every log, spool and redactor of one session has in common."""
 
-    def __init__(self, settings: LogSettings, task: TaskIds) -> None:
-        """`task` is the session's own, its plan has the spools.
+    def __init__(self, settings: LogSettings, task: TaskIds, secrets: Secrets | None) -> None:
+        """`task` is the session's own, its plan has the spools; `secrets` of `None` means that all is kept.
 
         Raises `ConfigurationError` where the key can't be used.
         """
         self.settings = settings
+        self.secrets = secrets
         self._folder = plan_folder(settings.root, task.plan_id)
         self._spools: EncryptedSpools | None = None
         if settings.key is not None:
@@ -55,6 +59,16 @@ class Keeping:
             isolation=isolation,
             sealer=settings.sealer,
             key=settings.key,
+            redactor=self.redactor(task),
+        )
+
+    def redactor(self, task: TaskIds) -> Redactor | None:
+        """What keeps secrets out of the files of that task's plan, `None` where nothing is to."""
+        if self.secrets is None:
+            return None
+        folder, settings = plan_folder(self.settings.root, task.plan_id), self.settings
+        return Redactor(
+            self.secrets, lambda: plan_key(folder, settings.key, fsync=settings.fsync), self.open_spool
         )
 
     def open_spool(self) -> IO[bytes]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import _thread
 import os
+import re
 import time
 from collections.abc import Collection, Mapping
 from types import TracebackType
@@ -24,6 +25,7 @@ from repl_kernel.spawn import SpawnedKeeper
 from task_logger.codec import timestamp
 from task_logger.errors import ConfigurationError
 from task_logger.record import ExecutionRecord, ExecutionRequest, Isolation, TaskIds
+from task_logger.secret_search import Secrets
 from task_logger.session_log import SessionLog
 from task_logger.task import TaskContext, check_settings, current_context, log_path, task_ids
 from task_logger.writer import new_session_id
@@ -60,6 +62,7 @@ class Session(Timeline):
         owns_process: bool = False,
         spawned: SpawnedKeeper | None = None,
         executor: TimelineExecutor | None = None,
+        redact: Mapping[str, str | re.Pattern[str]] | Literal[False] | None = None,
     ) -> None:
         """Open the task's log and start the route's executor.
 
@@ -68,7 +71,10 @@ class Session(Timeline):
         are imported before the worker is forked, so that it has them at once, after a restart too. In a
         sandbox
         `work_folder` is the one folder that code can write to, `None` a new one below the plan's; `network`
-        lets it use the machine's network. `owns_process` is for programs of ours, `executor` for branches.
+        lets it use the machine's network. `redact` names
+        secrets, as values or compiled patterns, that are kept out of the log beside those in the environment
+        and well-known tokens; `False` keeps everything in it. `owns_process` is for programs of ours,
+        `executor` for branches.
         Raises `ConfigurationError` for a setting that makes no sense, `LogPathRefused` where the log can't be
         one (with `TASK_LOG_STRICT=1` any other error of the log too), and `WorkerStartFailed` (where the
         isolation doesn't hold, `IsolationUnavailable`, for a module that can't be preloaded `PreloadFailed`);
@@ -88,7 +94,9 @@ class Session(Timeline):
         self._owner_pid = os.getpid()
         self._seq = 0
         self._is_executing = False
-        self._keeping = Keeping(settings, self.task)
+        self._redact = redact if redact is False else dict(redact or {})
+        secrets = None if self._redact is False else Secrets(os.environ, self._redact)
+        self._keeping = Keeping(settings, self.task, secrets)
         self._contexts: tuple[TaskContext | None, TaskIds, Mapping[str, object]] = (None, self.task, _NO_TAGS)
         chosen = _route_of(route)
         self._policy = checked_policy(snapshots)
@@ -248,6 +256,19 @@ class Session(Timeline):
         """What the worker tried in vain before any code ran: `name`, `denied`, `detail` of each attempt."""
         return cast("TimelineExecutor", self._executor).isolation_probe if self.route == "worker" else ()
 
+    def redact(self, name: str, secret: str | re.Pattern[str]) -> None:
+        """Keep a value, or what a compiled pattern matches, out of the log from now on.
+
+        In its place stands `⟨secret:NAME:tag⟩`. What is in the log already stays. Raises `ConfigurationError`
+        for a value of less than 4 characters, a pattern that matches nothing, and with `redact=False`.
+        """
+        with self._turn:
+            self._require_open()
+            if self._keeping.secrets is None or self._redact is False:
+                raise ConfigurationError("redact", "is off for this session: it was made with redact=False")
+            self._keeping.secrets.add(name, secret)
+            self._redact[name] = secret
+
     def history(self, last: int | None = None) -> list[dict[str, Any]]:
         """The lines of this session in its task's log, oldest first; `last` bounds them to the
         newest ones."""
@@ -296,6 +317,7 @@ class Session(Timeline):
             "network": self._work.network,
             "actor": self._actor,
             "time_limit_s": self._time_limit_s,
+            "redact": self._redact,
         }
 
     def _require_open(self) -> None:

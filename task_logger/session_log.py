@@ -31,6 +31,7 @@ from task_logger.errors import (
 from task_logger.log_file import LOCK_WAIT_S
 from task_logger.opening import check_path
 from task_logger.record import (
+    Artifact,
     ExecutionOutcome,
     ExecutionRecord,
     ExecutionRequest,
@@ -46,6 +47,7 @@ TYPE_CHECKING = False  # `typing` costs start-up time
 if TYPE_CHECKING:
     from task_logger.encryption import LogKeys
     from task_logger.keys import KeySource
+    from task_logger.redaction import Redactor
     from task_logger.sealing import Sealer
 
 
@@ -64,6 +66,7 @@ class SessionLog:
         isolation: Isolation = "process",
         sealer: Sealer | None = None,
         key: KeySource | None = None,
+        redactor: Redactor | None = None,
     ) -> None:
         """Open the log of a task below `root`, with its folders, and settle what dead sessions left.
 
@@ -83,6 +86,7 @@ class SessionLog:
         )
         self._max_body_bytes = None if keys is None else keys.max_body_bytes
         self._session_id = session_id
+        self._redactor = redactor
         self._strict = strict
         self._running: ExecutionRequest | None = None
         self._together: set[int] = set()  # the executions begun at once that have no line yet
@@ -120,6 +124,8 @@ class SessionLog:
         try:
             pending = self._files.pending or self._files.open_pending()
             encoded = encode_request(request)
+            if self._redactor is not None and self._redactor.secrets.may_be_in(encoded):
+                encoded = encode_request(self._redactor.request(request))
             pending.begin(encoded, request.seq, log_inode=self._begun_inode, log_bytes=self._begun_bytes)
         except TaskLogError as exc:
             if self._strict or isinstance(exc, LogClosed):
@@ -147,17 +153,20 @@ class SessionLog:
     def finish(self, request: ExecutionRequest, outcome: ExecutionOutcome) -> ExecutionRecord:
         """Write the line of what came of a request.
 
-        Returns the record as the line has it, with the log's head; `None` for a head, and a notice, where the
-        line could not be written and is kept. With `strict` that is an error, `LogUnavailable` or
-        `ArtifactNotStored`: the line is kept all the same, and nothing may run any more.
+        Returns the record as the line has it, but with its secrets, and with the log's head; `None` for a
+        head, and a notice, where the line could not be written and is kept. With `strict` that is an error,
+        `LogUnavailable` or `ArtifactNotStored`: the line is kept all the same, and nothing may run any more.
         """
         encoded: EncodedRecord | None = None
         head: LogHead | None = None
         try:
-            encoded = encode(request, outcome, max_body_bytes=self._max_body_bytes)
-            outcome = encoded.outcome
-            if outcome.artifacts:
-                outcome = self._store_artifacts(outcome)
+            plain = encode(request, outcome, max_body_bytes=self._max_body_bytes)
+            encoded = plain if self._redactor is None else self._redacted(request, outcome, plain)
+            outcome = plain.outcome
+            if encoded.outcome.artifacts:
+                outcome = replace(outcome, artifacts=self._store_artifacts(encoded.outcome.artifacts))
+            if encoded is not plain:
+                outcome = replace(outcome, notices=encoded.outcome.notices)
             if self._is_behind or self._files.is_settling_due:
                 head = self._append_carefully(encoded.body, request.seq)
             else:
@@ -215,14 +224,28 @@ class SessionLog:
         assert self._files.log is not None
         self._files.log.check()
 
-    def _store_artifacts(self, outcome: ExecutionOutcome) -> ExecutionOutcome:
-        stored, error = self._backlog.store(outcome.artifacts)
+    def _redacted(
+        self, request: ExecutionRequest, outcome: ExecutionOutcome, plain: EncodedRecord
+    ) -> EncodedRecord:
+        assert self._redactor is not None
+        encoded = self._redactor.kept(request, outcome, plain, self._max_body_bytes)
+        if self._redactor.failures:
+            text = (
+                f"texts of execution {request.seq} are withheld from the log: their redaction failed "
+                f"({', '.join(sorted(set(self._redactor.failures)))})"
+            )
+            self._redactor.failures.clear()
+            self.notices.append(text)
+        return encoded
+
+    def _store_artifacts(self, given: tuple[Artifact, ...]) -> tuple[Artifact, ...]:
+        stored, error = self._backlog.store(given)
         if error is not None:
             self._is_behind = True
             self.notices.append(f"{error}; it is kept in memory, and stored as soon as it can be")
             if self._strict:
                 raise error
-        return replace(outcome, artifacts=stored)
+        return stored
 
     def _start_pending_anew(self) -> None:
         """Nothing in the pending file is needed any more."""

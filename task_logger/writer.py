@@ -17,6 +17,7 @@ from task_logger.errors import ConfigurationError, LogMoved
 from task_logger.log_file import LogFile
 from task_logger.opening import make_folder
 from task_logger.record import Artifact, LogHead
+from task_logger.redaction import redactor_of
 from task_logger.settling import settle
 from task_logger.task import check_settings, log_path, plan_folder, task_ids
 
@@ -58,6 +59,7 @@ class TaskLogger:
         self.path = log_path(settings.root, self._task)
         make_folder(self._plan_folder, fsync=settings.fsync)
         self._cipher = _cipher(self.path, settings.key)
+        self._redactor = redactor_of(settings, self._plan_folder)
         self._sealer = settings.sealer
         self._log = self._open_log()
         self.notices = settle(self._plan_folder, self._log, fsync=settings.fsync)
@@ -67,13 +69,14 @@ class TaskLogger:
         """Write one line; returns the log's new head once the line is in it.
 
         Fields that the mapping leaves out are filled in: ids, start time (now), session and `seq`, empty
-        output. Raises `InvalidField` for a value that a line can't have, and whatever `LogFile.append` does;
+        output. Secrets (those of the environment, and well-known tokens) are replaced by placeholders. Raises
+        `InvalidField` for a value that a line can't have, and whatever `LogFile.append` does;
         the line is not in the log then, and the next `write` works as if this one had not been.
         """
         with self._turn:
             seq = self._seq + 1
             body = complete(
-                mapping,
+                self._redactor.fields(mapping),
                 task=self._task,
                 session_id=self._session_id,
                 seq=seq,
