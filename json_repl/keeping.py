@@ -46,6 +46,7 @@ class Keeping:
         session_id: str,
         route: Route,
         isolation: Isolation,
+        on_alert: Callable[[str, str], None] | None = None,
     ) -> SessionLog:
         """Open a task's log; raises as `SessionLog`."""
         settings = self.settings
@@ -57,6 +58,7 @@ class Keeping:
             strict=settings.strict,
             route=route,
             isolation=isolation,
+            on_alert=on_alert,
             sealer=settings.sealer,
             key=settings.key,
             redactor=self.redactor(task),

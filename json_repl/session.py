@@ -9,13 +9,14 @@ import _thread
 import os
 import re
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from json_repl.errors import InvalidRequest, SessionClosed
 from json_repl.keeping import Keeping
 from json_repl.recorded import RecordedExecutor
+from json_repl.session_events import SessionEvents
 from json_repl.timeline import SnapshotPolicy, Timeline, checked_policy
 from json_repl.wire import wire_form
 from json_repl.work_folder import WorkFolder, checked_isolation
@@ -24,6 +25,7 @@ from repl_kernel.executor import Executor, OnInput, OnOutput
 from repl_kernel.spawn import SpawnedKeeper
 from task_logger.codec import timestamp
 from task_logger.errors import ConfigurationError
+from task_logger.events import SANDBOX_VARIABLE
 from task_logger.record import ExecutionRecord, ExecutionRequest, Isolation, TaskIds
 from task_logger.secret_search import Secrets
 from task_logger.session_log import SessionLog
@@ -33,6 +35,7 @@ from task_logger.writer import new_session_id
 if TYPE_CHECKING:
     from repl_kernel.probe import Attempt
     from repl_kernel.timeline import TimelineExecutor
+    from task_logger.alerts import OnAlert
 
 SessionRoute = Literal["local", "worker"]
 
@@ -97,6 +100,7 @@ class Session(Timeline):
         self._redact = redact if redact is False else dict(redact or {})
         secrets = None if self._redact is False else Secrets(os.environ, self._redact)
         self._keeping = Keeping(settings, self.task, secrets)
+        self._events = SessionEvents(settings, self.session_id, self.task, self._keeping.redactor)
         self._contexts: tuple[TaskContext | None, TaskIds, Mapping[str, object]] = (None, self.task, _NO_TAGS)
         chosen = _route_of(route)
         self._policy = checked_policy(snapshots)
@@ -115,8 +119,11 @@ class Session(Timeline):
         except BaseException:
             started.close()
             self._work.remove_if_empty()
+            self._events.close()
             raise
         self._is_closed = False
+        if chosen == "worker":
+            self._attach(cast("TimelineExecutor", started), is_branch=executor is not None)
 
     def _start(
         self,
@@ -176,12 +183,16 @@ class Session(Timeline):
                 raise InvalidRequest("execute", "was called from within an execution of the same session")
             request = self._request(code, limit_s, tags, may_ask=on_input is not None, atomic=atomic)
             self._is_executing = True
+            token = self._events.enter(request) if self.route == "local" else None
             try:
-                return self._recorded.record(request, on_output, on_input)
+                record = self._recorded.record(request, on_output, on_input)
             except ExecutorClosed as exc:
                 raise SessionClosed(str(exc)) from exc
             finally:
                 self._is_executing = False
+                if token is not None:
+                    self._events.leave(token)
+            return self._events.noticed(record) if self._events.notices else record
 
     def _request(
         self,
@@ -256,6 +267,15 @@ class Session(Timeline):
         """What the worker tried in vain before any code ran: `name`, `denied`, `detail` of each attempt."""
         return cast("TimelineExecutor", self._executor).isolation_probe if self.route == "worker" else ()
 
+    def on_alert(self, callback: OnAlert) -> Callable[[], None]:
+        """Have `callback` called with each alert of this session, at once, by the thread where it comes up.
+
+        Alerts are of the log that can't be written, of workers that died, of events that are dropped, and of
+        `task_logger.alert(…)` for a task of this session. What `callback` raises is named on stderr. Returns
+        what ends the subscription.
+        """
+        return self._events.subscribe(callback)
+
     def redact(self, name: str, secret: str | re.Pattern[str]) -> None:
         """Keep a value, or what a compiled pattern matches, out of the log from now on.
 
@@ -285,12 +305,14 @@ class Session(Timeline):
         if os.getpid() != self._owner_pid:  # a fork of the host: a thread that isn't here may hold the lock
             self._is_closed = True
             self._recorded.close()
+            self._events.close()
             return
         self._recorded.interrupt()
         with self._turn:
             if not self._is_closed:
                 self._is_closed = True
                 self._recorded.close()
+                self._events.close()
                 self._work.remove_if_empty()
 
     def __enter__(self) -> Session:
@@ -324,12 +346,22 @@ class Session(Timeline):
         if self._is_closed:
             raise SessionClosed
 
+    def _attach(self, executor: TimelineExecutor, *, is_branch: bool) -> None:
+        """Let the worker know where the logs are; have its death told, and its isolation's proof kept."""
+        executor.environment = {"TASK_LOG_DIR": self._settings.root}
+        if self.isolation == "sandbox":
+            executor.environment[SANDBOX_VARIABLE] = "1"
+        executor.on_death = self._events.worker_died  # (not of `self`: an unused session must end)
+        if executor.isolation_probe and not is_branch:
+            self._events.isolation_held(self.isolation, executor.isolation_probe)
+
     def _open_log(self, task: TaskIds) -> SessionLog:
         return self._keeping.open_log(
             task,
             session_id=self.session_id,
             route=self.route,
             isolation=self.isolation,
+            on_alert=self._events.log_alert(task),
         )
 
     def _in_context(self, context: TaskContext) -> tuple[TaskIds, Mapping[str, object]]:

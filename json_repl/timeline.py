@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from json_repl.errors import InvalidRequest
 from json_repl.recorded import RecordedExecutor
+from json_repl.session_events import SessionEvents
 from json_repl.wire import wire_form
 from repl_kernel.executor import Executor
 from task_logger.errors import ConfigurationError
@@ -34,6 +35,7 @@ class Timeline:
     _turn: AbstractContextManager[object]
     _executor: Executor
     _recorded: RecordedExecutor
+    _events: SessionEvents
     _policy: SnapshotPolicy
     _work: WorkFolder
     _time_limit_s: float | None
@@ -95,6 +97,8 @@ class Timeline:
             executor = self._require_timeline("speculate")
             requests = [self._request(code, limit_s, tags) for code in codes]
             records = self._recorded.record_all(requests, executor.speculate)
+            if self._events.notices:
+                records[0] = self._events.noticed(records[0])
             return [wire_form(record, self.log_path) for record in records]
 
     def adopt(self, index: int) -> None:

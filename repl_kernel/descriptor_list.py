@@ -10,6 +10,10 @@ _MAX_NAME_CHARACTERS = 200
 """So that a list fits one packet of the announcement channel."""
 
 
+_EVENT_LOG_END = ".events.jsonl)"
+"""Ends what is said of a file that the code's events go to: each fork closes it, and opens its own."""
+
+
 def open_descriptors(not_users: set[int]) -> list[str]:
     """List the user's open descriptors above 2: number and what it is; for files the offset as well."""
     lines: list[str] = []
@@ -20,6 +24,8 @@ def open_descriptors(not_users: set[int]) -> list[str]:
             mode = os.fstat(fd).st_mode
             text = f"{fd} ({_target(fd)})"
             if stat.S_ISREG(mode):
+                if text.endswith(_EVENT_LOG_END):
+                    continue
                 text += f" at byte {os.lseek(fd, 0, os.SEEK_CUR)}"
         except OSError:
             continue  # the descriptor of the listing itself

@@ -11,7 +11,7 @@ from __future__ import annotations
 import _thread
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -89,6 +89,10 @@ class WorkerExecutor:
             if lives is not None
             else Lives(snapshots, Confinement(isolation, pass_env, preload), spawned)
         )
+        self.environment: dict[str, str] = {}
+        """What the worker's environment has besides the ids of a request."""
+        self.on_death: Callable[[str, int | None], object] | None = None
+        """Gets in words how a worker died and what is live now, and the execution, `None` between two."""
         self.isolation: Isolation = self._lives.confinement.isolation
         self._exchange.watch = self._lives.bound_memory
 
@@ -197,6 +201,8 @@ class WorkerExecutor:
             state = self._lives.succeed()
         except WorkerStartFailed as exc:
             state = f"no worker could take over: {exc}; the next execution tries again"
+        if self.on_death is not None:
+            self.on_death(f"the worker {death.words}; {state}", self._last_seq)
         return death_outcome(death, interruption.reason or "crashed", interruption.taken, state, gathered)
 
     def _name(self, session_id: str, seq: int) -> str:
@@ -239,6 +245,7 @@ class WorkerExecutor:
                 "FLOW_PLAN_ID": _environment_text(request.task.plan_id),
                 "FLOW_TASK_ID": _environment_text(request.task.task_id),
                 "FLOW_TASK_NAME": _environment_text(request.task.task_name),
+                **self.environment,
             }
         if not code.isascii():
             try:
@@ -340,9 +347,16 @@ class WorkerExecutor:
         if link.has_output(ready):
             link.drain(ready, (self._late.of("stdout", None), self._late.of("stderr", None)), None)
         if link.is_dead(ready):
-            words = lives.bury()[2]
-            notices.append(f"the worker {words} between two executions; {lives.succeed()}")
+            self._replace(notices)
         return lives.link
+
+    def _replace(self, notices: list[str]) -> None:
+        """Have another worker take over from one that died between two executions."""
+        words = self._lives.bury()[2]
+        text = f"the worker {words} between two executions; {self._lives.succeed()}"
+        notices.append(text)
+        if self.on_death is not None:
+            self.on_death(text, None)
 
     def _ask(self, operation: str, notices: list[str]) -> dict[str, Any] | None:
         """Have the worker do something between executions; `None` where it died of it."""
@@ -352,8 +366,7 @@ class WorkerExecutor:
             try:
                 return self._exchange.run(link, {"id": self._message_id, "op": operation})
             except WorkerDied:
-                words = self._lives.bury()[2]
-                notices.append(f"the worker {words} between two executions; {self._lives.succeed()}")
+                self._replace(notices)
                 return None
 
 

@@ -236,6 +236,20 @@ def _rekey(*, log_dir: str | None, plan_id: str | None, as_json: bool) -> None:
             echo(f"{os.path.basename(folder)}: {done.wrapped} data keys wrapped by the new key{had}")
 
 
+@_commands.command("events")
+@click.argument("log", required=False)
+@_where
+@_as_json
+def _events(*, log: str | None, as_json: bool, **where: str | None) -> int:
+    """Show the events of a task: measurements, alerts, model calls.
+
+    LOG is the file of its log, or of its events; without it, the task that the options, or else FLOW_*, name.
+    """
+    from task_logger.event_view import show_events
+
+    return show_events(log or _existing_path_of(**where), as_json=as_json)
+
+
 @_commands.command("verify")
 @click.argument("target", required=False, metavar="[LOG|FOLDER|PLAN]")
 @click.option("--head", metavar="N:HASH", help="Head of the log, as the last reply had it (debug_info.log).")

@@ -60,6 +60,9 @@ _KEY_ID_CHARS = 16
 
 _SHORT_LINE_BYTES = 2048
 
+MAX_EVENT_BYTES = 1 << 20
+"""Longest event: a line of measurements, not a place for what they are about."""
+
 _RAW_LINE_ENDS = ((b"\xc2\x85", b"\\u0085"), (b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"))
 """Line ends to `str.splitlines()` that orjson writes raw, always inside strings, and their escapes."""
 
@@ -192,6 +195,23 @@ def _escaped(data: bytes) -> bytes:
         if raw in data:
             data = data.replace(raw, escape)
     return data
+
+
+def encode_event(fields: Mapping[str, object]) -> bytes:
+    """Make the body of an event's line, which must be short. Raises `LineTooLarge`."""
+    try:
+        data = orjson.dumps(fields, option=JSON_OPTIONS)
+    except TypeError:
+        data = b""
+    if not data or b"null" in data:  # orjson writes NaN as null too
+        from task_logger.fitting import as_json, without_surrogates
+
+        data = orjson.dumps(without_surrogates(as_json(fields)))
+    if len(data) > MAX_EVENT_BYTES:
+        raise LineTooLarge(
+            f"an event of {len(data)} bytes is longer than {MAX_EVENT_BYTES}; keep what is large in a file"
+        )
+    return _escaped(data)[:-1]
 
 
 def complete(

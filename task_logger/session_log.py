@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 
 from task_logger.backlog import RETRY_LOCK_WAIT_S, Backlog
@@ -64,6 +64,7 @@ class SessionLog:
         strict: bool = False,
         route: Route = "worker",
         isolation: Isolation = "process",
+        on_alert: Callable[[str, str], object] | None = None,
         sealer: Sealer | None = None,
         key: KeySource | None = None,
         redactor: Redactor | None = None,
@@ -71,8 +72,8 @@ class SessionLog:
         """Open the log of a task below `root`, with its folders, and settle what dead sessions left.
 
         `route` and `isolation` are for the line that others write should this session die; a `sealer` seals
-        each line, a `key` encrypts all that is kept.
-        Raises `LogPathRefused` where this can't be a log, `ConfigurationError` where the key doesn't
+        each line, a `key` encrypts all that is kept. `on_alert` gets level and message where the log
+        fails. Raises `LogPathRefused` where this can't be a log, `ConfigurationError` where the key doesn't
         fit it; `LogUnavailable` only with `strict`: without it the session goes on, `notices` says what is
         wrong, and each execution tries again.
         """
@@ -87,6 +88,8 @@ class SessionLog:
         self._max_body_bytes = None if keys is None else keys.max_body_bytes
         self._session_id = session_id
         self._redactor = redactor
+        self._on_alert = on_alert  # gets level and message where the log fails, and where it is well again
+        self._is_alarmed = False
         self._strict = strict
         self._running: ExecutionRequest | None = None
         self._together: set[int] = set()  # the executions begun at once that have no line yet
@@ -105,7 +108,9 @@ class SessionLog:
             if strict:
                 self._let_go()
                 raise
-            self.notices.append(f"{exc}; executions run all the same, and their lines are kept until then")
+            text = f"{exc}; executions run all the same, and their lines are kept until then"
+            self.notices.append(text)
+            self._alarm("error", text)
 
     def begin(self, request: ExecutionRequest) -> None:
         """Put down that a request is about to run; call it right before.
@@ -131,7 +136,9 @@ class SessionLog:
             if self._strict or isinstance(exc, LogClosed):
                 self._running = None
                 raise
-            self.notices.append(f"{exc}; should the session die now, execution {request.seq} leaves no trace")
+            text = f"{exc}; should the session die now, execution {request.seq} leaves no trace"
+            self.notices.append(text)
+            self._alarm("error", text)
 
     def begin_all(self, requests: Sequence[ExecutionRequest]) -> None:
         """Put down that these are about to run at once; `finish` each, in any order, before the next `begin`.
@@ -174,6 +181,8 @@ class SessionLog:
                 head = self._files.log.append(encoded.body)
         except TaskLogError as exc:
             self._keep(encoded, request.seq, exc)
+            after = "nothing runs any more" if self._strict else "lines are kept until it can be"
+            self._alarm("critical" if self._strict else "error", f"{exc}; {after}")
             if self._strict:
                 self._failure = exc
                 raise
@@ -222,7 +231,11 @@ class SessionLog:
         if self._failure is not None:
             raise LogFailed(self.path, self._failure) from self._failure
         assert self._files.log is not None
-        self._files.log.check()
+        try:
+            self._files.log.check()
+        except TaskLogError as exc:
+            self._alarm("critical", f"{exc}; nothing runs that can't be logged")
+            raise
 
     def _redacted(
         self, request: ExecutionRequest, outcome: ExecutionOutcome, plain: EncodedRecord
@@ -236,13 +249,16 @@ class SessionLog:
             )
             self._redactor.failures.clear()
             self.notices.append(text)
+            self._alert("error", text)
         return encoded
 
     def _store_artifacts(self, given: tuple[Artifact, ...]) -> tuple[Artifact, ...]:
         stored, error = self._backlog.store(given)
         if error is not None:
             self._is_behind = True
-            self.notices.append(f"{error}; it is kept in memory, and stored as soon as it can be")
+            text = f"{error}; it is kept in memory, and stored as soon as it can be"
+            self.notices.append(text)
+            self._alarm("error", text)
             if self._strict:
                 raise error
         return stored
@@ -273,6 +289,11 @@ class SessionLog:
             except TaskLogError:
                 return head  # still behind: the next line does it
         self._is_behind = self._backlog.has_artifacts
+        if self._is_alarmed and not self._is_behind:
+            self._is_alarmed = False
+            self._alert(
+                "info", f"the task log {self.path!r} is written again, and all that was kept is in it"
+            )
         return head
 
     def _append_kept(self, *, except_seqs: Set[int]) -> None:
@@ -308,6 +329,16 @@ class SessionLog:
             f"the line of execution {seq} is not in the log: {error}; {kept}, until it can be appended"
         )
 
+    def _alarm(self, level: str, text: str) -> None:
+        """Alert once until the log is well again."""
+        if not self._is_alarmed:
+            self._is_alarmed = True
+            self._alert(level, text)
+
+    def _alert(self, level: str, text: str) -> None:
+        if self._on_alert is not None:
+            self._on_alert(level, text)
+
     def _complain(self, error: TaskLogError) -> None:
         if not (self._is_behind or self._running):
             return  # only others' executions could not be settled: the next writer will
@@ -318,6 +349,7 @@ class SessionLog:
             text += f"what is not in the log stays in {pending.path}; the log's next writer appends it\n"
         if lost:
             text += f"LOST, because nothing could be written: {', '.join(lost)}\n"
+            self._alert("critical", text.rstrip("\n"))
         if sys.stderr is not None:
             sys.stderr.write(text)
 

@@ -212,6 +212,17 @@ def log_path(root: str, task: TaskIds) -> str:
     return f"{plan_folder(root, task.plan_id)}/{number_or_id}.{normalize_task_name(task.task_name)}.jsonl"
 
 
+def event_log_path(root: str, task: TaskIds) -> str:
+    """Return the path of a task's events, which need not exist."""
+    return events_beside(log_path(root, task))
+
+
+def events_beside(path: str) -> str:
+    """Return the path of the events that belong to the log at `path`; neither need exist."""
+    folder, _, name = path.rpartition("/")
+    return f"{folder or '.'}/events/{name.removesuffix('.zst').removesuffix('.jsonl')}.events.jsonl"
+
+
 def check_settings(log_dir: str | os.PathLike[str] | None = None) -> LogSettings:
     """Read the TASK_LOG_* settings of the environment.
 

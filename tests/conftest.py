@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,8 +30,19 @@ def line_schema() -> Any:
     return jsonschema.Draft202012Validator(schema)
 
 
+@pytest.fixture(scope="session")
+def event_schema() -> Any:
+    """The validator of one line of an event log."""
+    import jsonschema
+
+    schema = json.loads((Path(__file__).parent / "events.schema.json").read_text(encoding="utf-8"))
+    return jsonschema.Draft202012Validator(schema)
+
+
 @pytest.fixture(autouse=True)
-def _every_whole_line_follows_the_schema(request: pytest.FixtureRequest, line_schema: Any) -> Iterator[None]:
+def _every_whole_line_follows_the_schema(
+    request: pytest.FixtureRequest, line_schema: Any, event_schema: Any
+) -> Iterator[None]:
     """Whatever a test leaves below its temporary folder: each line whose hash is right is a valid record."""
     if "tmp_path" not in request.fixturenames or request.node.get_closest_marker("foreign_lines"):
         yield
@@ -38,6 +50,7 @@ def _every_whole_line_follows_the_schema(request: pytest.FixtureRequest, line_sc
     folder: Path = request.getfixturevalue("tmp_path")
     yield
     validate = _validate_fast(line_schema)
+    validate_event = _validate_fast(event_schema)
     for path in folder.rglob("*.jsonl"):
         if path.is_file() and not path.is_symlink():
             path.chmod(0o600)  # a test may have taken the right to read it away
@@ -46,6 +59,8 @@ def _every_whole_line_follows_the_schema(request: pytest.FixtureRequest, line_sc
                     piece = raw.removesuffix(b"\n")
                     if piece.startswith(b'{"plan_id":') and is_line(piece):
                         validate(json.loads(piece))
+                    elif piece.startswith(b'{"schema":1,"timestamp":') and is_line(piece):
+                        validate_event(json.loads(piece))
 
 
 def _validate_fast(validator: Any) -> Callable[[dict[str, Any]], None]:
@@ -122,6 +137,25 @@ def no_leaks() -> Iterator[None]:
     assert {fd: what for fd, what in after.descriptors.items() if before.descriptors.get(fd) != what} == {}
     assert after.children - before.children == set()
     assert after.threads - before.threads == set()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with 1 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    folder = tmp_path / "small disk"
+    folder.mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if mount.returncode != 0:
+        pytest.skip(f"no file system can be mounted here: {mount.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 WaitUntil = Callable[[Callable[[], object]], None]

@@ -121,8 +121,9 @@ class Server:
     def log_lines(self) -> list[dict[str, Any]]:
         return [
             json.loads(line)
-            for path in self.log_dir.rglob("*.jsonl")
-            for line in path.read_bytes().splitlines()
+            for path in self.log_dir.glob("*/*.jsonl")
+            for line in path.read_bytes().splitlines(keepends=True)
+            if line.endswith(b"\n")  # the last one may be in the middle of being written
         ]
 
     def end(self) -> None:

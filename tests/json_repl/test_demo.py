@@ -41,7 +41,7 @@ def test_the_tour_runs_and_its_log_holds_every_kind_of_execution(
 ) -> None:
     done = demo(env)
     assert (done.returncode, done.stderr) == (0, "")
-    (path,) = tmp_path.rglob("*.jsonl")
+    (path,) = tmp_path.glob("*/*.jsonl")
     assert path.parent == tmp_path / "demo"
     assert str(path) in done.stdout
     lines = [json.loads(line) for line in path.read_bytes().splitlines()]

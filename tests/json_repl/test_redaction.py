@@ -17,7 +17,7 @@ from typing import Any, Literal
 import pytest
 
 from json_repl import Session
-from task_logger import task_context
+from task_logger import event, task_context
 from task_logger.errors import ConfigurationError
 from task_logger.log_file import LogFile
 from task_logger.placeholders import plan_key, restore
@@ -238,11 +238,16 @@ def test_none_of_200_secrets_is_in_anything_that_is_kept(
             ways = WAYS if number >= 140 else WAYS[:4]  # artifacts take longer
             way = _in_pieces if "two writes" in secret.shape else ways[number // 10 % len(ways)]
             way(secret, session)
+            if secret.name is None and number % 3 == 0:
+                event("planted", value=secret.code, dimensions={"secret": secret.code})
+            elif number % 3 == 0:
+                event("planted", dimensions={"secret": secret.value})
         for secret in planted[::25]:
             assert _past_its_time(secret, session)["debug_info"]["execution"] == "timeout"
         shown = _command_lines()
     assert [secret for secret in planted if _hides(secret, shown)] == []
     assert len((tmp_path / "P-1" / "7.redaction.jsonl").read_bytes().splitlines()) == 208
+    assert list((tmp_path / "P-1" / "events").iterdir())
     assert any(path.is_file() for path in (tmp_path / "P-1" / "artifacts").rglob("*"))
     assert _leaks(tmp_path, planted) == []
 
@@ -403,7 +408,9 @@ def _broken(text: str) -> list[Place]:
 
 
 def test_a_redaction_that_fails_withholds_the_text_and_stops_nothing(tmp_path: Path) -> None:
+    alerts: list[Any] = []
     with Session("local", log_dir=tmp_path, redact={"IT": re.compile("never there")}, **_IDS) as session:
+        session.on_alert(alerts.append)
         secrets = session._keeping.secrets
         assert secrets is not None
         find = secrets.find
@@ -417,6 +424,7 @@ def test_a_redaction_that_fails_withholds_the_text_and_stops_nothing(tmp_path: P
     assert reply["stdout"] == "in clear\n"
     assert reply["result"] == {"text/plain": "42"}
     assert any("withheld" in notice and "ZeroDivisionError" in notice for notice in reply["notices"])
+    assert any("withheld" in alert.message for alert in alerts)
     assert lines[0]["stdout"] == "⟨withheld: the redaction failed⟩" == lines[0]["code"]
     assert lines[1]["stdout"] == "1\n"
     assert b"in clear" not in b"".join(data for _, data in _everything_in(tmp_path))

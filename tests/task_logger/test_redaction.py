@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from repl_kernel.isolation import looks_secret
 from task_logger import TaskLogger
+from task_logger.event_log import EventLog
 from task_logger.placeholders import WITHHELD, placeholder_for, plan_key, restore
 from task_logger.record import Artifact, ExecutionOutcome, ExecutionRequest, LateOutput, TaskIds, elide
 from task_logger.redaction import Redactor
@@ -26,6 +27,7 @@ from task_logger.secret_rules import RULES
 from task_logger.secret_search import Secrets
 from task_logger.secret_values import is_worth_hiding, known_secret, names_a_secret
 from task_logger.session_log import SessionLog
+from task_logger.task import check_settings
 from task_logger.writer import new_session_id
 
 _KEY = b"k" * 32
@@ -339,11 +341,17 @@ def test_a_line_that_is_kept_in_the_pending_file_is_redacted(
     log.close()
 
 
-def test_lines_of_other_programs_are_redacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_of_other_programs_and_events_are_redacted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MY_TOKEN", "abcdefgh1234")
     with TaskLogger("P", 1, "name", log_dir=tmp_path) as logger:
         logger.write({"code": "abcdefgh1234", "tags": {"a": "abcdefgh1234"}, "mine": ["abcdefgh1234"]})
         logger.write({"stdout": "o " * 700_000 + "abcdefgh1234" + "o " * 100_000})
+    redactor = _redactor(tmp_path, MY_TOKEN="abcdefgh1234")
+    events = EventLog(_TASK, lambda: check_settings(tmp_path), redactor=lambda settings: redactor)
+    assert events.write({"kind": "event", "name": "n", "value": {"abcdefgh1234": 1}})
+    events.close()
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or b"abcdefgh1234" not in path.read_bytes(), path
 
