@@ -29,7 +29,7 @@ from task_logger.events import SANDBOX_VARIABLE
 from task_logger.record import ExecutionRecord, ExecutionRequest, Isolation, TaskIds
 from task_logger.secret_search import Secrets
 from task_logger.session_log import SessionLog
-from task_logger.task import TaskContext, check_settings, current_context, log_path, task_ids
+from task_logger.task import TaskContext, check_settings, current_context, log_path, plan_folder, task_ids
 from task_logger.writer import new_session_id
 
 if TYPE_CHECKING:
@@ -288,6 +288,27 @@ class Session(Timeline):
                 raise ConfigurationError("redact", "is off for this session: it was made with redact=False")
             self._keeping.secrets.add(name, secret)
             self._redact[name] = secret
+
+    def artifact(self, source: str | os.PathLike[str] | bytes, mime: str | None = None) -> dict[str, object]:
+        """Keep a file, or bytes, with the log: whole, once, and without its secrets.
+
+        Returns the reference: `field` (its name), `sha256`, `bytes`, `mime`; a `mime` of `None` is guessed
+        from the name. Raises `InvalidRequest`, `OSError` where the file can't be read, `ArtifactNotStored`.
+        """
+        from json_repl.user_artifacts import keep_artifact
+
+        self._require_open()
+        context = current_context()
+        task, tags = (self.task, _NO_TAGS) if context is None else self._in_context(context)
+        return keep_artifact(
+            source,
+            mime,
+            plan_folder=plan_folder(self._settings.root, task.plan_id),
+            settings=self._settings,
+            redactor=self._keeping.redactor(task),
+            events=self._events.of(task),
+            tags=tags,
+        )
 
     def history(self, last: int | None = None) -> list[dict[str, Any]]:
         """The lines of this session in its task's log, oldest first; `last` bounds them to the

@@ -21,7 +21,7 @@ from dataclasses import replace
 from itertools import count
 from typing import IO, TYPE_CHECKING, cast
 
-from task_logger.errors import ArtifactNotStored, DamagedArtifact, MissingArtifact
+from task_logger.errors import ArtifactNotStored, DamagedArtifact, LogLocked, MissingArtifact
 from task_logger.record import Artifact
 
 if TYPE_CHECKING:
@@ -62,12 +62,14 @@ def put(
     if not _is_sha256(artifact.sha256) or artifact.content is None:
         raise ArtifactNotStored(path, artifact.sha256, "it has no content, or no SHA-256 for a name")
     try:
-        if not _is_stored(path, _stored_bytes(artifact, cipher)):
+        if not _is_used_again(plan_folder, path, _stored_bytes(artifact, cipher)):
             _make_folder(os.path.dirname(path))
             if not _link_spool(path, artifact, fsync, cipher):
                 _copy(path, artifact, fsync, cipher)
             if fsync:
                 _sync_folders(plan_folder, path)
+    except LogLocked as exc:
+        raise ArtifactNotStored(path, artifact.sha256, exc.reason) from exc
     except OSError as exc:
         raise ArtifactNotStored(path, artifact.sha256, exc.strerror or str(exc)) from exc
     return replace(artifact, content=None)
@@ -168,6 +170,20 @@ def _is_stored(path: str, size_bytes: int) -> bool:
     return stat.S_ISREG(status.st_mode) and status.st_size == size_bytes
 
 
+def _is_used_again(plan_folder: str, path: str, size_bytes: int) -> bool:
+    """Whether it is stored already; then it is young again, which keeps it from those who remove old ones."""
+    if not _is_stored(path, size_bytes):
+        return False
+    from task_logger.folder_lock import folder_lock  # costs start-up time
+
+    with folder_lock(f"{plan_folder}/artifacts", shared=True, needed=False):
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            return False
+    return True
+
+
 def _link_spool(path: str, artifact: Artifact, fsync: bool, cipher: ArtifactCipher | None) -> bool:
     """Give an unnamed file of this file system its name; returns false where it is none or can't have one."""
     content = artifact.content
@@ -261,6 +277,7 @@ def _open_unnamed(folder: str) -> tuple[int, str | None]:
 
 def _link(descriptor: int, path: str, fsync: bool) -> None:
     os.fchmod(descriptor, 0o600)  # whatever the umask was
+    os.utime(descriptor)  # it may have been written long ago, and only young ones are safe without a line
     if fsync:
         os.fsync(descriptor)
     folder = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -22,6 +22,7 @@ from task_logger.log_view import (
     dumps,
     echo,
     show_all,
+    show_artifact,
     show_last,
     show_one,
     show_plain,
@@ -154,15 +155,37 @@ def _ls(*, log_dir: str | None, plan_id: str | None, as_json: bool) -> int:
 @_commands.command("show")
 @click.argument("log_and_number", nargs=-1, metavar="[LOG] [N]")
 @click.option("--tree", "as_tree", is_flag=True, help="Draw which execution started from the state of which.")
+@click.option(
+    "--artifact",
+    is_flag=False,
+    flag_value="",
+    metavar="[FIELD|SHA256]",
+    help="Write the artifact of line N to stdout: that of a field, or by digits of its SHA-256.",
+)
+@click.option("--range", "byte_range", metavar="FROM:TO", help="Only the characters at these bytes.")
 @_where
 @_as_json
-def _show(*, log_and_number: tuple[str, ...], as_tree: bool, as_json: bool, **where: str | None) -> int:
-    """Show the executions of a log as a table or a tree, or that of line N in full.
+def _show(
+    *,
+    log_and_number: tuple[str, ...],
+    as_tree: bool,
+    artifact: str | None,
+    byte_range: str | None,
+    as_json: bool,
+    **where: str | None,
+) -> int:
+    """Show the executions of a log as a table or a tree, or that of line N in full, or an artifact of it.
 
-    LOG is a file; without it, the log of the task that the options, or else FLOW_*, name.
+    LOG is a file; without it, the log of the task that the options, or else FLOW_*, name. Without N,
+    --artifact takes the digits of any artifact of the plan.
     """
     log, number = _log_and_number(log_and_number)
-    path = log or _existing_path_of(**where)
+    if byte_range is not None and artifact is None:
+        raise click.UsageError("--range is for --artifact")
+    is_any_of_plan = artifact is not None and number is None
+    path = log or (_path_of(**where) if is_any_of_plan else _existing_path_of(**where))
+    if artifact is not None:
+        return show_artifact(path, number, artifact, _range_of(byte_range))
     if as_tree:
         if number is not None:
             raise click.UsageError("--tree shows all of a log; leave the line number out")
@@ -170,6 +193,15 @@ def _show(*, log_and_number: tuple[str, ...], as_tree: bool, as_json: bool, **wh
     if number is not None:
         return show_one(path, number, as_json=as_json)
     return show_all(path, as_json=as_json)
+
+
+def _range_of(text: str | None) -> tuple[int, int | None] | None:
+    if text is None:
+        return None
+    start, colon, end = text.partition(":")
+    if not colon or not (start or "0").isdecimal() or not (end or "0").isdecimal():
+        raise click.UsageError(f"--range must be FROM:TO, in bytes; each may be left out; not {text!r}")
+    return int(start or 0), int(end) if end else None
 
 
 def _log_and_number(arguments: tuple[str, ...]) -> tuple[str | None, int | None]:

@@ -5,6 +5,7 @@ path of a log -> reader -> rows, text or JSON on stdout; what is wrong on stderr
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from task_logger.reader import (
     record_of,
     start_of_last,
 )
-from task_logger.record import ExecutionRecord, ExecutionRequest
+from task_logger.record import Artifact, ExecutionRecord, ExecutionRequest
 from task_logger.summary import DamageTally
 
 _POLL_S = 0.1
@@ -49,6 +50,24 @@ def show_one(path: str, number: int, *, as_json: bool) -> int:
             return 0
     lines = f"its lines are 1 to {last_n}" if last_n else "it has none"
     raise click.ClickException(f"{path} has no line {number}: {lines}")
+
+
+def show_artifact(
+    path: str, number: int | None, wanted: str, byte_range: tuple[int, int | None] | None
+) -> int:
+    """Write an artifact of line `number`, without one any of the plan, to stdout; returns the exit code."""
+    from task_logger.artifact_view import choose, stored, write_out
+
+    folder = os.path.dirname(os.path.abspath(path))
+    if number is None:
+        sha256 = stored(folder, wanted)
+        write_out(folder, Artifact(field="", sha256=sha256, bytes=0, mime="this artifact"), byte_range)
+        return 0
+    for line in read_lines(path):
+        if isinstance(line, LogLine) and line.link.n == number:
+            write_out(folder, choose(line.record().outcome.artifacts, wanted), byte_range)
+            return 0
+    raise click.ClickException(f"{path} has no line {number}")
 
 
 def show_all(path: str, *, as_json: bool) -> int:

@@ -164,11 +164,12 @@ def test_a_session_goes_on_when_its_plan_gets_another_key(log_root: Path, tmp_pa
         )
         assert rekeyed.returncode == 0, rekeyed.stderr
         (artifact,) = session.execute_code(_PRINT_MUCH)["artifacts"]
+        own = session.artifact(b"bytes of the caller")
         assert [line["seq"] for line in session.history()] == [1, 2]
     key = KeySource(f"file:{new}")
     assert [type(line) for line in read_lines(session.log_path, key)] == [LogLine, LogLine]
     cipher = artifact_cipher(str(log_root / "P"), key)
-    for reference in (artifact,):
+    for reference in (artifact, own):
         with get(str(log_root / "P"), str(reference["sha256"]), cipher) as file:
             assert len(file.read()) == reference["bytes"]
 
