@@ -29,6 +29,7 @@ from task_logger.log_view import (
     show_tree,
 )
 from task_logger.reader import find_logs
+from task_logger.since import since_timestamp
 from task_logger.summary import summarize
 from task_logger.task import log_path, log_root, normalize_task_name, plan_folder, task_ids, task_number
 
@@ -155,6 +156,7 @@ def _ls(*, log_dir: str | None, plan_id: str | None, as_json: bool) -> int:
 @_commands.command("show")
 @click.argument("log_and_number", nargs=-1, metavar="[LOG] [N]")
 @click.option("--tree", "as_tree", is_flag=True, help="Draw which execution started from the state of which.")
+@click.option("--since", metavar="TIME", help="Only executions since then: 2h, 3d, 2026-01-31T12:00Z.")
 @click.option(
     "--artifact",
     is_flag=False,
@@ -169,6 +171,7 @@ def _show(
     *,
     log_and_number: tuple[str, ...],
     as_tree: bool,
+    since: str | None,
     artifact: str | None,
     byte_range: str | None,
     as_json: bool,
@@ -186,13 +189,15 @@ def _show(
     path = log or (_path_of(**where) if is_any_of_plan else _existing_path_of(**where))
     if artifact is not None:
         return show_artifact(path, number, artifact, _range_of(byte_range))
+    if since is not None and (as_tree or number is not None):
+        raise click.UsageError("--since is for the table of all lines")
     if as_tree:
         if number is not None:
             raise click.UsageError("--tree shows all of a log; leave the line number out")
         return show_tree(path, as_json=as_json)
     if number is not None:
         return show_one(path, number, as_json=as_json)
-    return show_all(path, as_json=as_json)
+    return show_all(path, as_json=as_json, since=None if since is None else since_timestamp(since))
 
 
 def _range_of(text: str | None) -> tuple[int, int | None] | None:

@@ -1,6 +1,6 @@
-"""`task-log gc` and `compress`: what is kept, where, and for how long.
+"""`task-log gc`, `export` and `compress`: what is kept, where, and for how long.
 
-arguments -> plan folder or logs -> garbage, compression -> what was done, on stdout
+arguments -> plan folder or logs -> garbage, export, compression -> what was done, on stdout
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import asdict
 import click
 
 from task_logger import display
-from task_logger.errors import LogInUse, TaskLogError
+from task_logger.errors import ExportRefused, LogInUse, TaskLogError
 from task_logger.log_view import dumps, echo
-from task_logger.task import log_root, plan_folder, task_ids
+from task_logger.task import check_settings, log_root, plan_folder, task_ids
 
 _dir = click.option("--dir", "log_dir", metavar="FOLDER", help="Root of the logs [default: TASK_LOG_DIR].")
 _json = click.option("--json", "as_json", is_flag=True, help="JSON in UTF-8, one object a line.")
@@ -21,7 +21,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="JSON in UTF-8, one
 
 def add_to(commands: click.Group) -> None:
     """Add the commands."""
-    for command in (_gc, _compress):
+    for command in (_gc, _export, _compress):
         commands.add_command(command)
 
 
@@ -57,6 +57,48 @@ def _gc(*, plan: str | None, yes: bool, log_dir: str | None, as_json: bool) -> i
         return 0
     removed = remove_garbage(garbage)
     _say(f"removed {len(removed)} files, {sum(file.bytes for file in removed):,} bytes", as_json=as_json)
+    return 0
+
+
+@click.command("export")
+@click.argument("plan", required=False)
+@click.option("-o", "--output", required=True, metavar="FILE", help="The archive, usually NAME.tar.zst.")
+@click.option("--since", metavar="TIME", help="Only logs with lines since then: 2h, 3d, 2026-01-31T12:00Z.")
+@_dir
+@_json
+def _export(*, plan: str | None, output: str, since: str | None, log_dir: str | None, as_json: bool) -> int:
+    """Write a plan into one archive: logs, events, artifacts and a manifest, all verified on the way.
+
+    PLAN is a plan's id [default: FLOW_PLAN_ID]. Exits with 1, and leaves no archive, where something isn't as
+    it was written. An encrypted plan stays encrypted; TASK_LOG_KEY is only used to check it.
+    """
+    from task_logger.export import export_plan
+    from task_logger.since import since_timestamp
+
+    settings = check_settings(log_dir)
+    try:
+        done = export_plan(
+            _plan_folder(plan, log_dir),
+            output,
+            since=None if since is None else since_timestamp(since),
+            key=settings.key,
+            sealer=settings.sealer,
+        )
+    except ExportRefused as exc:
+        for finding in exc.findings:
+            text = f"{finding.path}, line {finding.line}, byte {finding.at}: {finding.kind}: {finding.reason}"
+            print(f"task-log: {display.printable(text)}", file=sys.stderr)
+        print(f"task-log: no archive was written: {len(exc.findings)} problems", file=sys.stderr)
+        return 1
+    for finding in (*done.findings, *done.pending):
+        text = f"{finding.level}: {finding.path}: {finding.reason}"
+        print(f"task-log: {display.printable(text)}", file=sys.stderr)
+    if as_json:
+        fields = asdict(done)
+        echo(dumps({name: fields[name] for name in ("path", "logs", "artifacts", "bytes")}))
+    else:
+        what = f"{done.logs} logs, {done.artifacts} artifacts, {done.bytes:,} bytes"
+        echo(f"{display.printable(done.path)}: {what}")
     return 0
 
 

@@ -12,6 +12,7 @@ TaskLogError
  |    +-- LogInUse                it isn't finished: a session has it, or left something for it
  +-- LogFailed                  strict mode: an earlier error ended this session's log
  +-- LogClosed                  the caller's: used after close(), or in a forked child
+ +-- ExportRefused              the plan isn't as it was written; there is no archive
  +-- ConfigurationError         the caller's: a setting or argument makes no sense
  |    +-- KeyRefused              the encryption key can't be used; nothing was changed
  |         +-- KeyMissing           there is none where one is needed
@@ -35,6 +36,12 @@ from __future__ import annotations
 
 import errno
 import os
+
+TYPE_CHECKING = False  # `typing` costs start-up time
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from task_logger.findings import Finding
 
 
 class TaskLogError(Exception):
@@ -202,6 +209,20 @@ def _free_bytes(path: str) -> int | None:
             return None
         else:
             return found.f_bavail * found.f_frsize
+
+
+class ExportRefused(TaskLogError):
+    """Something of a plan isn't as it was written, as `findings` say; there is no archive."""
+
+    def __init__(self, path: str, findings: Sequence[Finding]) -> None:
+        first = findings[0]
+        more = f", and {len(findings) - 1} more" if len(findings) > 1 else ""
+        super().__init__(
+            f"no archive was written of {path!r}: {first.path}, byte {first.at}: {first.reason}{more}; "
+            "`task-log verify` names all",
+            path=path,
+        )
+        self.findings = findings
 
 
 class ConfigurationError(TaskLogError):

@@ -70,23 +70,29 @@ def show_artifact(
     raise click.ClickException(f"{path} has no line {number}")
 
 
-def show_all(path: str, *, as_json: bool) -> int:
-    """Print a table of all executions; returns the exit code."""
+def show_all(path: str, *, as_json: bool, since: str | None = None) -> int:
+    """Print a table of all executions, of those since that timestamp; returns the exit code."""
     tally = DamageTally()
 
     def seen(reader: LogReader) -> Iterator[LogLine | Damage]:
         for line in reader.lines():
             tally.add(line)
-            yield line
+            if since is None or isinstance(line, Damage) or _started(line) >= since:
+                yield line
 
     with LogReader(path) as reader:
         if as_json:
             for line in seen(reader):
                 echo(json_text(line))
             for request, is_alive in pending_of(path):
-                echo(_pending_json(request, is_alive))
+                if since is None or request.timestamp >= since:
+                    echo(_pending_json(request, is_alive))
         else:
-            pending = (display.pending_row(request, is_alive) for request, is_alive in pending_of(path))
+            pending = (
+                display.pending_row(request, is_alive)
+                for request, is_alive in pending_of(path)
+                if since is None or request.timestamp >= since
+            )
             rows = (row.cells() for row in chain((_row(line, tally) for line in seen(reader)), pending))
             display.print_table(display.ROW_TITLES, rows, right=frozenset({0, 3}), flexible=frozenset({4, 5}))
     return report(tally)
@@ -133,6 +139,10 @@ def show_tree(path: str, *, as_json: bool) -> int:
             row = display.pending_row(request, is_alive)
             echo(f"{row.status}: execution {request.seq} of session {request.session_id}  {row.code}")
     return report(tally)
+
+
+def _started(line: LogLine) -> str:
+    return str(orjson.loads(line.data).get("timestamp", ""))
 
 
 def _can_write(text: str) -> bool:
