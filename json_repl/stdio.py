@@ -51,8 +51,7 @@ INSIST_S = 1.0
 
 ANSWER_CHECK_S = 0.05
 
-EXECUTING = ("execute", "speculate")
-"""Methods that run code."""
+EXECUTING = ("execute", "speculate")  # the methods that run code
 
 
 def serve(route: SessionRoute | None = None, *, preload: Collection[str] = (), spawned: Any = None) -> int:
@@ -84,6 +83,14 @@ def _refuse(message: str, code: int = 2) -> int:
     return code
 
 
+class _Question:
+    """One question to the client; the reader's thread alone answers it, the thread that asks alone waits."""
+
+    def __init__(self) -> None:
+        self.is_answered = False
+        self.answers: SimpleQueue[str | None] = SimpleQueue()
+
+
 class StdioServer:
     """Sessions and their one client; owns the sessions, and the two descriptors for good."""
 
@@ -96,8 +103,7 @@ class StdioServer:
             see_out=self._see_out,
             blocked_signals=END_SIGNALS,
         )
-        self._answers: SimpleQueue[str | None] = SimpleQueue()
-        self._is_asking = False
+        self._question: _Question | None = None
         # Each of these has one writing thread; the other only compares. So no lock.
         self._executes_queued = self._executes_done = 0
         self._interrupts = 0
@@ -207,26 +213,28 @@ class StdioServer:
         is_over = self._over_for(params)
 
         def on_input(prompt: str, is_password: bool) -> str:
-            while not self._answers.empty():
-                self._answers.get()  # came for a question that was given up
-            self._is_asking = True
+            question = self._question = _Question()
             try:
                 self._ask({"id": request_id, "prompt": prompt, "password": is_password})
-                while not (self._reader.has_ended or is_over()):
-                    try:
-                        answer = self._answers.get(timeout=ANSWER_CHECK_S)
-                    except Empty:
-                        continue
-                    if answer is None:
-                        raise EOFError("the client has no more input")
-                    return answer
+                answer = self._answer_to(question, is_over)
             finally:
-                self._is_asking = False
-            raise EOFError(
-                "nobody answers input() any more: the client's input or the execution's time ended"
-            )
+                self._question = None
+            if answer is None:
+                raise EOFError("the client has no more input")
+            return answer
 
         return on_input
+
+    def _answer_to(self, question: _Question, is_over: Callable[[], bool]) -> str | None:
+        """Wait for the client's answer; raises EOFError where none can come any more."""
+        is_last = False
+        while not is_last:
+            is_last = self._reader.has_ended or is_over()  # first: what came before the end is there by now
+            try:
+                return question.answers.get(timeout=0 if is_last else ANSWER_CHECK_S)
+            except Empty:
+                pass
+        raise EOFError("nobody answers input() any more: the client's input or the execution's time ended")
 
     def _ask(self, question: dict[str, object]) -> None:
         """Send a question, whole: on the local route an interrupt could rise in the middle of the line."""
@@ -253,10 +261,7 @@ class StdioServer:
             except InvalidRequest as exc:
                 self._error(request, messages.BAD_PARAMS, str(exc))
         elif isinstance(request.params, InputReply):
-            is_asked, self._is_asking = self._is_asking, False
-            if is_asked:
-                self._answers.put(request.params.text)
-            self._reply(request, {"accepted": is_asked})
+            self._take_answer(request, request.params)
         elif request.method in NOT_WHILE_RUNNING and self._executes_queued != self._executes_done:
             self._error(
                 request,
@@ -269,6 +274,15 @@ class StdioServer:
             self._executes_queued += request.method in EXECUTING
             return False
         return True
+
+    def _take_answer(self, request: Request, params: InputReply) -> None:
+        question = self._question
+        is_asked = question is not None and not question.is_answered
+        if question is not None:
+            question.is_answered = True
+        self._reply(request, {"accepted": is_asked})  # first: the code may end, and be answered, with it
+        if question is not None and is_asked:
+            question.answers.put(params.text)
 
     def _see_out(self, is_done_within: Callable[[float], bool]) -> None:
         """A signal asked for the end: interrupt what runs, in the reader's thread, until all is done."""

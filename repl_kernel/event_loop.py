@@ -66,6 +66,11 @@ class PersistentLoop:
         loop._internal_fds = 0
         loop._make_self_pipe()
 
+    def own_fds(self) -> set[int]:
+        """The descriptors of its self-pipe, which `separate` makes anew."""
+        loop: Any = self._loop
+        return set() if loop.is_closed() else {loop._ssock.fileno(), loop._csock.fileno()}
+
     def has_tasks(self) -> bool:
         """Whether tasks wait for the next run."""
         return not self._loop.is_closed() and bool(asyncio.all_tasks(self._loop))

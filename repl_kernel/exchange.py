@@ -79,6 +79,8 @@ class Exchange:
         self._open_spool = open_spool
         self.watch: Callable[[], None] | None = None
         """Called now and then while code runs."""
+        self.meanwhile: Callable[[], None] | None = None
+        """Called once, as soon as the next request is sent: while the worker wakes up and works."""
         self._watch_at_s = 0.0
 
     def run(
@@ -109,6 +111,9 @@ class Exchange:
                 if not is_sent:
                     is_sent = True
                     link.send(message)
+                    if self.meanwhile is not None:
+                        meanwhile, self.meanwhile = self.meanwhile, None
+                        meanwhile()
                     reply = link.receive_soon()
                 while reply is None or not self._is_reply(reply, message["id"]):
                     reply = link.next_message() or self._wait()
@@ -164,6 +169,10 @@ class Exchange:
         if self._on_input is not None:
             try:
                 answer["text"] = self._on_input(question["prompt"], question["password"])
+            except KeyboardInterrupt as exc:  # here, so that the question isn't asked again
+                self.keyboard_interrupt = exc
+                self._interruption.begin("interrupted")
+                return
             except _RaisedByCaller as exc:
                 if not isinstance(exc.error, EOFError):
                     raise

@@ -53,6 +53,7 @@ class LocalExecutor:
         self._interruption = LocalInterruption(self._gate)
         self._runner = self._new_runner()
         self._modules_seen = 0
+        self._has_run = self._is_emptied = False
         self._surroundings: Surroundings = (
             OwnSurroundings(self._streams, self._late, open_capture or open_spool, open_capture is not None)
             if owns_process
@@ -70,6 +71,10 @@ class LocalExecutor:
             for stream in self._streams:
                 if stream.size:
                     stream.begin()
+            if self._is_emptied:
+                gathered.parent = f"{request.session_id}:0"
+                self._is_emptied = False
+            self._has_run = True
             self._surroundings.begin(on_output, on_input)
             if len(sys.modules) != self._modules_seen:
                 self._runner.forget_imports()
@@ -108,6 +113,7 @@ class LocalExecutor:
         with self._turn:
             self._runner.close()
             self._runner = self._new_runner()
+            self._is_emptied = self._has_run
 
     def variables(self) -> list[Mapping[str, object]]:
         """Describe the variables; see `Executor`."""

@@ -6,9 +6,7 @@ a sleeping copy forks --> a worker with the state after some execution
 
 from __future__ import annotations
 
-import os
 import signal
-from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from repl_kernel.confinement import Confinement
@@ -17,7 +15,7 @@ from repl_kernel.keeper_link import ForkedWorker, KeeperLink
 from repl_kernel.orphaned_programs import orphaned_programs
 from repl_kernel.process_tree import kill_descendants
 from repl_kernel.snapshots import Snapshot, SnapshotRing
-from repl_kernel.spawn import Ends, SpawnedKeeper, make_ends
+from repl_kernel.spawn import SpawnedKeeper, make_ends
 from repl_kernel.worker_link import WorkerLink, death_of
 
 if TYPE_CHECKING:
@@ -42,7 +40,9 @@ class Lives:
         self.policy: SnapshotPolicy = policy
         self.ring = SnapshotRing()
         self.state_seq = 0
-        """The execution whose state is live; 0 is the empty namespace."""
+        """The execution whose state is live; 0 is the empty namespace, or that of `origin`."""
+        self.origin: str | None = None
+        """The state of another session that this one began with, `None` where it began empty."""
         self.confinement = confinement
         self.isolation_probe: tuple[Attempt, ...] = ()
         """What the last worker that the keeper forked tried in vain, to show that its isolation holds."""
@@ -108,6 +108,7 @@ class Lives:
             )
         old, link = self.link, self.fork()
         self.link = link
+        link.take_pipes(old)
         old.close()
         why = f" ({reason})" if reason is not None else ""
         return f"its variables are lost, the namespace is empty now{why}"
@@ -130,6 +131,7 @@ class Lives:
         old, link = self.link, self._fork()
         programs = orphaned_programs(old.pid, link.pid)
         old.signal(signal.SIGKILL)
+        link.take_pipes(old)
         old.close()
         self._take_over(link, 0, None)
         return _left_behind([], programs)
@@ -141,31 +143,37 @@ class Lives:
         self.ring.begin_life(None if snapshot is None else snapshot.seq)
 
     def _wake(self, snapshot: Snapshot, old: WorkerLink) -> tuple[WorkerLink, list[str]]:
-        """Have a copy make a live worker, which writes to the same pipes as the old one."""
-        ends, forked, lost = _wake(snapshot, beside=False, seq=snapshot.seq)
-        os.close(ends.stdout_fd)
-        os.close(ends.stderr_fd)
-        pipes = old.hand_on_pipes()
-        return WorkerLink(replace(forked, ends=Ends(ends.data, ends.channel, *pipes))), lost
+        """Have a copy make a live worker, which writes to the pipes that the copy was made with."""
+        forked, lost = _wake(snapshot, beside=False, seq=snapshot.seq)
+        link = WorkerLink(forked)
+        link.close_pipes()
+        link.take_pipes(old)
+        return link, lost
 
     def adopt(self, link: WorkerLink, seq: int, base: Snapshot) -> None:
-        """Make a worker that was woken beside the live one live; it ran `seq`, from the state of `base`."""
-        self.kill_live()
+        """Make a worker that was woken beside the live one live; it ran `seq`, from the state of `base`.
+
+        The one before is killed; the programs it started go on, and its copies stay.
+        """
+        self.take_announcements()
+        old = self.link
+        old.signal(signal.SIGKILL)
+        link.take_pipes(old)
+        old.close()
         self._take_over(link, seq, base)
         self._ran.append(range(seq, seq + 1))
 
-    def kill_live(self) -> None:
-        """Kill the live worker, not the programs it started, and let go of it."""
-        self.link.signal(signal.SIGKILL)
-        self.link.close()
+    def branch(self, snapshot: Snapshot, name: str, *, reseed: bool) -> tuple[Lives, list[str]]:
+        """Another namespace, whose execution 0 is a snapshot's state; and notices. Raises as `go_to`.
 
-    def branch(self, snapshot: Snapshot, *, reseed: bool) -> tuple[Lives, list[str]]:
-        """Another namespace, whose execution 0 is a snapshot's state; and notices. Raises as `go_to`."""
+        `name` is what the log calls that state.
+        """
         link, notices = wake_beside(snapshot, seq=0, reseed=reseed, due=self.policy == "auto")
         other = object.__new__(Lives)
         other.policy = self.policy
         other.ring = SnapshotRing()
         other.state_seq = 0
+        other.origin = name
         other.link = link
         other.confinement = self.confinement
         other.isolation_probe = self.isolation_probe
@@ -178,6 +186,7 @@ class Lives:
         """A worker with an empty namespace, for the live one; raises `WorkerStartFailed`."""
         link = self._fork()
         self.state_seq = 0
+        self.origin = None
         self._ran = []
         self.ring.begin_life(None)
         return link
@@ -251,7 +260,7 @@ def wake_beside(
     Its state counts as that after execution `seq`; for `due` see `Snapshot.wake`. Raises `SnapshotLost` or
     `CannotFork`.
     """
-    _, forked, lost = _wake(snapshot, beside=True, seq=seq, reseed=reseed, due=due)
+    forked, lost = _wake(snapshot, beside=True, seq=seq, reseed=reseed, due=due)
     words = _left_behind(lost, [])
     files = [line for line in snapshot.descriptors if " at byte " in line]
     if files:
@@ -261,7 +270,7 @@ def wake_beside(
 
 def _wake(
     snapshot: Snapshot, *, beside: bool, seq: int, reseed: bool = False, due: bool = False
-) -> tuple[Ends, ForkedWorker, list[str]]:
+) -> tuple[ForkedWorker, list[str]]:
     try:
         ends, theirs = make_ends()
     except OSError as exc:
@@ -275,7 +284,7 @@ def _wake(
     except BaseException:
         ends.close()
         raise
-    return ends, ForkedWorker(pid, pidfd, ends), lost
+    return ForkedWorker(pid, pidfd, ends), lost
 
 
 def _beyond(seq: int, ran: list[range]) -> list[range]:

@@ -26,6 +26,10 @@ class LoadedModules:
         before, self._names = self._names, _module_names()
         return sorted(self._names - before)
 
+    def know(self, name: str) -> None:
+        """Count a module as loaded before."""
+        self._names.add(name)
+
 
 def _module_names() -> set[str]:
     return {name for name in tuple(sys.modules) if type(name) is str}

@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 MAX_CODE_CHARACTERS = 8 << 20
 """So that any code, escaped as JSON, fits one frame."""
 
-_BOOKS_EVERY = 1
-"""After so many executions that copies were announced in they are taken in; in batches it costs a peak."""
+_BOOKS_EVERY = 8
+"""After so many executions the copies that were announced are taken in. One that takes longer than 2 ms, and
+could write to much memory, does it at once."""
 
 _CLOSE_LIMIT_S = 2.0
 """How long a worker may take for its own atexit handlers when the session closes."""
@@ -78,8 +79,6 @@ class WorkerExecutor:
         self._is_closed = False
         self._message_id = int.from_bytes(os.urandom(6), "big")  # so that executed code can't guess a reply's
         self._last_seq = 0
-        self._origin: str | None = None
-        """The state of another session that this one began with, `None` for the empty namespace."""
         self._unbooked = 0
         self._first_notices: list[str] = []
         """What the caller must know before the first execution's outcome."""
@@ -115,6 +114,10 @@ class WorkerExecutor:
             if self._is_closed or os.getpid() != self._owner_pid or link.poll(0):
                 link = self._attend(gathered.notices, keeps_books=False)
             lives = self._lives
+            self._unbooked += 1
+            if self._unbooked >= _BOOKS_EVERY:
+                self._unbooked = 0
+                self._exchange.meanwhile = lives.take_announcements
             if self._first_notices:
                 gathered.notices += self._first_notices
                 self._first_notices = []
@@ -123,7 +126,7 @@ class WorkerExecutor:
                 self._ensure_snapshot(gathered.notices)
                 link = lives.link
             started_from = lives.state_seq
-            if started_from != last_seq or (self._origin is not None and started_from == 0):
+            if started_from != last_seq or (lives.origin is not None and started_from == 0):
                 gathered.parent = self._name(request.session_id, started_from)
             message = self._message(request, link, on_input is not None)
             for stream in self._streams:
@@ -207,7 +210,8 @@ class WorkerExecutor:
 
     def _name(self, session_id: str, seq: int) -> str:
         """A state as the log names it."""
-        return self._origin if seq == 0 and self._origin is not None else f"{session_id}:{seq}"
+        origin = self._lives.origin if seq == 0 else None
+        return f"{session_id}:{seq}" if origin is None else origin
 
     def _ensure_snapshot(self, notices: list[str]) -> None:
         """Have the live state kept; raises `SnapshotRefused`."""
@@ -334,16 +338,16 @@ class WorkerExecutor:
             )
 
     def _attend(self, notices: list[str], *, keeps_books: bool = True) -> WorkerLink:
-        """Deal with what has happened since the last execution; returns the live worker's link."""
+        """Deal with what has happened since the last execution; returns the live worker's link.
+
+        Announced copies are taken in if it `keeps_books`: that needs time, and can wait for some executions.
+        """
         self._require_open()
         lives = self._lives
         link = lives.link
         ready = link.wait(0)
-        if link.has_announced(ready):
-            self._unbooked += 1
-            if keeps_books or self._unbooked >= _BOOKS_EVERY:
-                self._unbooked = 0
-                lives.take_announcements()
+        if keeps_books and link.has_announced(ready):
+            lives.take_announcements()
         if link.has_output(ready):
             link.drain(ready, (self._late.of("stdout", None), self._late.of("stderr", None)), None)
         if link.is_dead(ready):

@@ -72,6 +72,10 @@ class NamespaceWatcher:
         """Leave modules that were loaded since the last look out of the next `changes`."""
         self._modules.added()
 
+    def leave_out_import(self, name: str) -> None:
+        """Leave a module, which is ours, out of the next `changes`."""
+        self._modules.know(name)
+
     def changes(self, code: CodeType | None, elapsed_ns: int) -> NamespaceChanges:
         """Return what was done since the last call, and move the baseline on.
 

@@ -13,7 +13,11 @@ import tempfile
 from types import TracebackType
 from typing import Any
 
+from repl_kernel.errors import SandboxUnavailable
 from repl_kernel.process_tree import read_stat
+
+_SOCKET_PATH_BYTES = 107
+"""What Linux takes, without the NUL at its end."""
 
 _NAMESPACES = ("pid", "net", "ipc", "uts", "user", "mnt")
 
@@ -22,9 +26,12 @@ class Outside:
     """One file, and listening sockets of each kind; a context manager, nothing is left at its end."""
 
     def __init__(self, *, network: bool) -> None:
-        """`network`: the worker may use the machine's, so that nothing is proven with it."""
+        """`network`: the worker may use the machine's, so that nothing is proven with it.
+
+        Raises `SandboxUnavailable` where there is no folder for a socket.
+        """
         self._network = network
-        self._folder = tempfile.mkdtemp(prefix="json-repl-probe-")
+        self._folder = _make_folder()
         self._sockets: list[socket.socket] = []
         try:
             self._put_up()
@@ -85,3 +92,21 @@ class Outside:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _make_folder() -> str:
+    """Make a folder in which a socket's path isn't too long, whatever TMPDIR says."""
+    reason = "their paths are too long for a socket"
+    bases = list(dict.fromkeys((tempfile.gettempdir(), "/tmp")))
+    for base in bases:
+        if len(os.fsencode(base)) + len("/json-repl-probe-XXXXXXXX/socket") > _SOCKET_PATH_BYTES:
+            continue
+        try:
+            return tempfile.mkdtemp(prefix="json-repl-probe-", dir=base)
+        except OSError as exc:
+            reason = str(exc.strerror)
+    raise SandboxUnavailable(
+        "probe",
+        f"no folder for it in {' or '.join(bases)}: {reason}",
+        "set TMPDIR to a short path that can be written",
+    )

@@ -13,9 +13,10 @@ from time import perf_counter_ns
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
+from repl_kernel.arrays import ndarray_types
 from repl_kernel.code_result import CodeResult
 from repl_kernel.failure import describe_failure, is_interrupt
-from repl_kernel.namespace import NamespaceWatcher
+from repl_kernel.namespace import MAX_RESET_NS, NamespaceWatcher
 from repl_kernel.source import CO_COROUTINE, Compiler, Program, SourceKeeper
 from task_logger.record import ExecutionError, Status
 
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from repl_kernel.event_loop import PersistentLoop
+
+
+_UNHURRIED_NS = 50 * MAX_RESET_NS
+"""As if an execution had taken so long: the search for mutation in place then isn't cut short."""
+
+
+class _Sample:
+    """Stands for the user's objects when the way of a request is warmed up."""
 
 
 class InterruptGate:
@@ -120,6 +129,7 @@ class CodeRunner:
         if self._loop is None:
             from repl_kernel.event_loop import PersistentLoop
 
+            self._watcher.leave_out_import(PersistentLoop.__module__)  # asyncio is there for the user
             self._loop = PersistentLoop()
         return self._loop
 
@@ -138,14 +148,26 @@ class CodeRunner:
 
         After a fork the first write to each page copies it; this way the next request doesn't pay for that.
         """
-        if self._scratch is None:
-            self._scratch = CodeRunner(ModuleType("__main__"), InterruptGate())
-        return self._scratch.run("x = 1", 0)
+        scratch = self._scratch
+        if scratch is None:
+            scratch = self._scratch = CodeRunner(ModuleType("__main__"), InterruptGate())
+            scratch.namespace |= {"x": 1, "small": [1], "plain": _Sample(), "large": [0.5] * 2000}
+            scratch._watcher.reset()
+        if "array" not in scratch.namespace and (kinds := ndarray_types()):
+            scratch.namespace["array"] = kinds[0]((8,))
+            scratch._watcher.reset()
+        self.namespace.copy()  # as its watcher will: that counts a reference more to each value
+        scratch._watcher.changes(None, _UNHURRIED_NS)
+        return scratch.run("x = 1", 0)
 
     def go_live(self) -> None:
         """This process was a sleeping copy and has become the live worker: what it shares is made its own."""
         if self._loop is not None:
             self._loop.separate()
+
+    def own_fds(self) -> set[int]:
+        """Descriptors that are ours, and no user's."""
+        return set() if self._loop is None else self._loop.own_fds()
 
     def variables(self) -> list[dict[str, object]]:
         """Describe the variables, sorted by name."""

@@ -31,8 +31,15 @@ class Candidate:
     """One piece of code in a worker of its own."""
 
     def __init__(
-        self, snapshot: Snapshot, request: ExecutionRequest, open_spool: OpenSpool, isolation: Isolation
+        self,
+        snapshot: Snapshot,
+        request: ExecutionRequest,
+        open_spool: OpenSpool,
+        isolation: Isolation,
+        *,
+        parent: str,
     ) -> None:
+        """`parent` is the snapshot's state as the log names it."""
         self.request = request
         self.base = snapshot
         self.outcome: ExecutionOutcome | None = None
@@ -42,7 +49,7 @@ class Candidate:
         self._exchange = Exchange(self._interruption, self._streams, LateCollector(open_spool), open_spool)
         self._gathered = Gathered("worker", isolation, self._streams)
         self._gathered.notices += notices
-        self._gathered.parent = f"{request.session_id}:{snapshot.seq}"
+        self._gathered.parent = parent
 
     def run(self, message: Mapping[str, Any], exit_status: ExitStatus) -> None:
         """Run the code to its end, and leave what came of it in `outcome`."""

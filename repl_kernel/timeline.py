@@ -38,7 +38,7 @@ class TimelineExecutor(WorkerExecutor):
             lives = self._lives
             if seq == lives.state_seq:
                 return tuple(notices)  # it is live
-            if seq == 0 and self._origin is None:
+            if seq == 0 and lives.origin is None:
                 return (*notices, *lives.go_to_empty())
             return (*notices, *lives.go_to(lives.ring.get(seq)))
 
@@ -52,9 +52,8 @@ class TimelineExecutor(WorkerExecutor):
             if seq == self._lives.state_seq:
                 self._ensure_snapshot([])
             snapshot = self._lives.ring.get(seq)
-            lives, notices = self._lives.branch(snapshot, reseed=reseed)
+            lives, notices = self._lives.branch(snapshot, self._name(session_id, seq), reseed=reseed)
             other = TimelineExecutor(open_spool=self._open_spool, lives=lives)
-            other._origin = self._name(session_id, seq)
             other._first_notices = notices
             return other
 
@@ -74,7 +73,10 @@ class TimelineExecutor(WorkerExecutor):
             candidates: list[Candidate] = []
             try:
                 for request in requests:
-                    candidates.append(Candidate(snapshot, request, self._open_spool, self.isolation))
+                    name = self._name(request.session_id, snapshot.seq)
+                    candidates.append(
+                        Candidate(snapshot, request, self._open_spool, self.isolation, parent=name)
+                    )
                 messages = [self._message(each.request, each.link, may_ask=False) for each in candidates]
             except BaseException:
                 for candidate in candidates:

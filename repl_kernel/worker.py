@@ -64,6 +64,7 @@ class Worker:
         """How long code has run since the last copy."""
         self._overdue_ns = _OVERDUE_S * 1e9
         self._send_lock = _thread.allocate_lock()
+        self._is_new = True
         self._is_fork = False
         self._has_forked = False
         module = ModuleType("__main__")
@@ -95,17 +96,24 @@ class Worker:
         self._runner.close()
         return 0
 
-    def _execute(self, message: dict[str, Any]) -> None:
+    def _begin(self, message: dict[str, Any]) -> str:
+        """Get ready for an execution; returns its code."""
+        if self._is_new:  # not sooner: a random.py in the folder is the user's, and none of our own imports
+            self._is_new = False
+            sys.path.insert(0, "")
         if "env" in message:
             os.environ.update(message["env"])
-        seq: int = message["seq"]
-        self._seq = seq
+        self._seq = message["seq"]
         self._is_due = False
         self._message_id = message["id"]
         self._stdin.ask = self._ask if message["input"] else None
+        self._background.begin(self._seq)
+        return _code_of(message)
+
+    def _execute(self, message: dict[str, Any]) -> None:
+        code = self._begin(message)
         background, runner = self._background, self._runner
-        background.begin(seq)
-        result = runner.run(_code_of(message), seq)
+        result = runner.run(code, self._seq)
         for stream in self._streams:
             if stream.has_written:
                 stream.end_execution()
@@ -154,7 +162,7 @@ class Worker:
         self._uncovered_ns = 0
         for stream in self._streams:
             stream.flush()
-        awakened = self._copier.make(self._seq, {self._socket.fileno()})
+        awakened = self._copier.make(self._seq, {self._socket.fileno()} | self._runner.own_fds())
         if awakened is None:
             self._set_pace()
             self._warm_up()
@@ -170,12 +178,11 @@ class Worker:
 
     def _warm_up(self) -> None:
         """Go the way of a request once, from its frame to that of its reply; see `CodeRunner.warm_up`."""
-        request = {"id": 0, "op": "execute", "code": "x = 1", "seq": 0, "input": False, "auto": True}
+        request = {"id": self._message_id, "op": "execute", "code": "x = 1", "seq": self._seq, "input": False}
         message = FrameReader().feed(pack(request))
         if message is not None:
-            _code_of(message)
-            self._background.begin(self._seq)
-            send_reply(self._message_id, self._runner.warm_up(), (), None, lambda frame: None)
+            self._begin(message)
+            send_reply(self._message_id, self._runner.warm_up(), (), None, self._send_nothing)
         try:
             self._socket.recv(RECEIVE_BYTES, _socket.MSG_DONTWAIT | _socket.MSG_PEEK)
         except OSError:
@@ -217,6 +224,10 @@ class Worker:
             except OSError:
                 os._exit(70)  # executed code closed the socket, or the session is gone: nobody can be told
 
+    def _send_nothing(self, _frame: bytes) -> None:
+        with self._send_lock:
+            pass
+
     def _ask(self, prompt: str, is_password: bool) -> str:
         """Ask the caller for a line; an interrupt may come while waiting, never while reading."""
         self._send(pack({"id": self._message_id, "input": {"prompt": prompt, "password": is_password}}))
@@ -253,7 +264,6 @@ class Worker:
         sys.stderr = sys.__stderr__ = self._streams[1]  # type: ignore[misc]
         faulthandler.enable(file=2, all_threads=False)
         sys.argv = [""]
-        sys.path.insert(0, "")
         replace_input(self._stdin)
         self._teach_inspect()
 

@@ -36,16 +36,19 @@ class WorkerLink:
         self._socket = worker.ends.data
         self.channel = worker.ends.channel
         self._fds = {worker.ends.stdout_fd: 0, worker.ends.stderr_fd: 1}
-        self._owns_pipes = True
+        """Which stream each pipe is: this worker's, and those before it that something may still write to."""
         self._socket_fd = self._socket.fileno()
         self._socket.setsockopt(1, _SO_RCVTIMEO, struct.pack("ll", 0, int(_QUICK_REPLY_S * 1e6)))
         self._reader = FrameReader()
         self._poll = select.poll()
         self._channel_fd = self.channel.fileno()
-        for fd in (*self._fds, self._socket_fd, self._pidfd, self._channel_fd):
+        self._urgent = select.poll()
+        for fd in (*self._fds, self._socket_fd, self._pidfd):
             self._poll.register(fd, select.POLLIN)
-        self.poll = self._poll.poll
-        """Like `wait`, in milliseconds, for those who only ask whether anything has happened."""
+            self._urgent.register(fd, select.POLLIN)
+        self._poll.register(self._channel_fd, select.POLLIN)
+        self.poll = self._urgent.poll
+        """Like `wait`, in milliseconds, for those who only ask whether anything but an announcement came."""
         self._is_closed = False
 
     def send(self, message: dict[str, Any]) -> None:
@@ -88,7 +91,7 @@ class WorkerLink:
                 except BlockingIOError:
                     break
                 if not data:
-                    self._poll.unregister(fd)
+                    self._close_pipe(fd)
                     break
                 total += len(data)
                 collector.feed(data, on_output)
@@ -135,15 +138,28 @@ class WorkerLink:
         self._socket.close()
         self.channel.close()
         os.close(self._pidfd)
-        if self._owns_pipes:
-            for fd in self._fds:
-                os.close(fd)
+        for fd in self._fds:
+            os.close(fd)
 
-    def hand_on_pipes(self) -> tuple[int, int]:
-        """Give up our ends of the pipes: another worker writes to the same ones."""
-        self._owns_pipes = False
-        stdout_fd, stderr_fd = self._fds
-        return stdout_fd, stderr_fd
+    def close_pipes(self) -> None:
+        """Let go of the pipes: the worker doesn't write to them."""
+        for fd in tuple(self._fds):
+            self._close_pipe(fd)
+
+    def take_pipes(self, before: WorkerLink) -> None:
+        """Take over the pipes of the worker before: its copies and its programs write to them, and what was
+        written is still in them. Each is closed once nobody is left who could write to it."""
+        for fd, stream in before._fds.items():
+            self._poll.register(fd, select.POLLIN)
+            self._urgent.register(fd, select.POLLIN)
+            self._fds[fd] = stream
+        before._fds = {}
+
+    def _close_pipe(self, fd: int) -> None:
+        self._poll.unregister(fd)
+        self._urgent.unregister(fd)
+        del self._fds[fd]
+        os.close(fd)
 
     def has_output(self, ready: Set[int]) -> bool:
         """Whether something was written to descriptor 1 or 2."""

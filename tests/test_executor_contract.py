@@ -287,6 +287,15 @@ def test_a_restart_empties_the_namespace(caller: Caller) -> None:
     assert list(caller.run("y = 1").changes.added_vars) == ["y"]
 
 
+def test_the_execution_after_a_restart_names_the_empty_namespace_as_its_parent(caller: Caller) -> None:
+    caller.executor.restart()
+    assert caller.run("1").parent is None  # the first of its session
+    assert caller.run("2").parent is None  # the line before
+    caller.executor.restart()
+    assert caller.run("3").parent == f"{caller.session_id}:0"
+    assert caller.run("4").parent is None
+
+
 # Texts and values that break encoders
 
 

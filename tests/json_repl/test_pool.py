@@ -24,6 +24,7 @@ from json_repl.session import Session
 from repl_kernel.errors import KernelError, PreloadFailed, SandboxUnavailable
 from repl_kernel.process_tree import read_stat
 from task_logger.errors import ConfigurationError, TaskLogError
+from tests.ordinary_user import ordinary_user
 
 WaitUntil = Callable[[Callable[[], object]], None]
 
@@ -152,11 +153,17 @@ def test_a_pool_whose_zygote_was_killed_goes_on_with_another() -> None:
 def test_a_session_that_died_while_it_waited_is_passed_over(wait_until: WaitUntil, which: str) -> None:
     with SessionPool(2) as pool, pool.session() as session:
         zygote = parent_of(value_of(session, "import os; os.getppid()"))
-        own = value_of(session, "[os.getppid(), os.getpid()]")
-        wait_until(lambda: len(_descendants(zygote)) == 6)
-        waiting = [stat.pid for stat in _descendants(zygote) if stat.pid not in own]
-        victims = [pid for pid in waiting if (parent_of(pid) == zygote) == (which == "keeper")]
-        assert len(victims) == 2
+        own_keeper = value_of(session, "os.getppid()")
+
+        def keepers() -> list[int]:
+            found = _descendants(zygote)
+            return [stat.pid for stat in found if stat.parent_pid == zygote and stat.pid != own_keeper]
+
+        def workers() -> list[int]:
+            return [stat.pid for stat in _descendants(zygote) if stat.parent_pid in keepers()]
+
+        wait_until(lambda: len(keepers()) == len(workers()) == 2)
+        victims = keepers() if which == "keeper" else workers()
         for pid in victims:
             os.kill(pid, signal.SIGKILL)
         wait_until(all_gone(victims))
@@ -181,6 +188,24 @@ def test_a_crashed_session_of_a_pool_is_restored_from_its_snapshot() -> None:
         assert value_of(session, "int(next(g)), int(a.sum())") == (0, 10)
         with session.branch(1) as branch:
             assert value_of(branch, "int(next(g))") == 0
+
+
+def test_a_pool_of_an_ordinary_user_gives_warm_sessions_that_can_crash() -> None:
+    code = """
+import json, os, sys
+from json_repl.pool import SessionPool
+found = []
+with SessionPool(2, preload=["colorsys"]) as pool:
+    for session in (pool.session(), pool.session(), pool.session()):
+        session.execute_code("import os, sys; x = 5")
+        session.snapshot()
+        status = session.execute_code("os.abort()")["debug_info"]["execution"]
+        value = session.execute_code("x, 'colorsys' in sys.modules, os.getuid()")["result"]["text/plain"]
+        found.append([status, value, len(session.isolation_probe) > 2])
+print(json.dumps(found))
+"""
+    with ordinary_user() as user:
+        assert user.value(code) == [["crashed", f"(5, True, {user.uid})", True]] * 3
 
 
 def test_a_session_that_can_not_begin_costs_no_warm_one() -> None:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from json_repl import Session
+from json_repl.descriptors import StandardDescriptors
+from json_repl.messages import Request
+from json_repl.params import Execute, InputReply
+from json_repl.stdio import StdioServer
+from tests.conftest import PATIENCE_S
 
 ROUTES = ("local", "worker")
 
@@ -214,6 +224,89 @@ def test_input_without_anyone_to_ask_is_a_clear_eof_error(start_server: Start, r
     server.close_input()
     assert server.read()["result"]["error"]["type"] == "EOFError"
     assert server.wait() == 0
+
+
+class Asking:
+    """A server whose code asks in another thread, as its reader's thread meets it."""
+
+    def __init__(self, session: Session) -> None:
+        input_fd, self._client_fd = os.pipe()
+        self.output_fd, written_fd = os.pipe()
+        self.server = StdioServer(session, StandardDescriptors(input_fd, written_fd, 2))
+        self._fds = (input_fd, self._client_fd, self.output_fd, written_fd)
+        self._written_fd = written_fd
+        self.answer: str | None = None
+        self._thread = threading.Thread(target=self._ask)
+
+    def _ask(self) -> None:
+        on_input = self.server._input_of(1, Execute("", allow_input=True))
+        try:
+            self.answer = on_input("who? ", False)
+        except EOFError as exc:
+            self.answer = repr(exc)
+
+    def begin(self) -> None:
+        self._thread.start()
+
+    def ends_within(self, seconds: float) -> bool:
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def let_nothing_be_written(self) -> None:
+        """Fill the pipe to the client."""
+        os.set_blocking(self._written_fd, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(self._written_fd, b"\n" * 4096)
+
+    def let_all_be_written(self) -> bytes:
+        """Read what the client gets, until nothing more comes for a while."""
+        read = b""
+        while select.select([self.output_fd], [], [], 0.3)[0]:
+            read += os.read(self.output_fd, 1 << 16)
+        return read.replace(b"\n\n", b"")
+
+    def close(self) -> None:
+        self.let_all_be_written()
+        for fd in (*self._fds, self.server._reader._wake_read_fd, self.server._reader._wake_write_fd):
+            os.close(fd)
+
+
+@pytest.fixture
+def asking(log_root: Path) -> Iterator[Asking]:
+    with Session("local") as session:
+        made = Asking(session)
+        yield made
+        made.close()
+
+
+def answered(request_id: str | None) -> Request:
+    return Request("input_reply", InputReply("me"), request_id, request_id is not None)
+
+
+def test_that_an_answer_is_accepted_is_said_before_the_code_has_it(asking: Asking) -> None:
+    asking.begin()
+    assert b'"input_request"' in os.read(asking.output_fd, 1 << 16)
+    asking.let_nothing_be_written()
+    taking = threading.Thread(target=asking.server._take_urgent, args=(answered("r"),))
+    taking.start()
+    assert not asking.ends_within(0.3)
+    assert b'"accepted":true' in asking.let_all_be_written()
+    assert asking.ends_within(PATIENCE_S)
+    taking.join()
+    assert asking.answer == "me"
+
+
+def test_an_answer_that_is_the_end_of_the_input_as_well_reaches_the_code(asking: Asking) -> None:
+    asking.let_nothing_be_written()
+    asking.begin()
+    while asking.server._question is None:
+        assert not asking.ends_within(0.001)
+    asking.server._take_urgent(answered(None))
+    asking.server._reader.has_ended = True
+    asking.let_all_be_written()
+    assert asking.ends_within(PATIENCE_S)
+    assert asking.answer == "me"
 
 
 @both_routes

@@ -14,6 +14,7 @@ import pytest
 
 from repl_kernel.outside import Outside
 from repl_kernel.probe import probe_process, probe_sandbox
+from tests.ordinary_user import ordinary_user
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,13 +36,17 @@ MUST_WORK_OUTSIDE = {
 """What any user may try without a sandbox: it gets through, even where it then fails for its arguments."""
 
 
+PROBE = (
+    "import sys, orjson\nfrom repl_kernel.probe import probe_sandbox\n"
+    "print(orjson.dumps(probe_sandbox(orjson.loads(sys.argv[1]))).decode())"
+)
+
+
 def test_without_a_sandbox_the_attempts_are_not_denied_and_change_nothing() -> None:
-    code = "import sys, orjson\nfrom repl_kernel.probe import probe_sandbox\n" \
-        "print(orjson.dumps(probe_sandbox(orjson.loads(sys.argv[1]))).decode())"  # fmt: skip
     mounts = Path("/proc/self/mounts").read_text()
     with Outside(network=False) as outside:
         found = subprocess.run(
-            [sys.executable, "-c", code, orjson.dumps(outside.targets).decode()],
+            [sys.executable, "-c", PROBE, orjson.dumps(outside.targets).decode()],
             cwd=ROOT, capture_output=True, check=True,
         )  # fmt: skip
         assert outside.was_reached
@@ -49,6 +54,34 @@ def test_without_a_sandbox_the_attempts_are_not_denied_and_change_nothing() -> N
     attempts = {attempt["name"]: attempt for attempt in orjson.loads(found.stdout)}
     assert len(attempts) > 40
     assert {name for name in MUST_WORK_OUTSIDE if attempts[name]["denied"]} == set()
+
+
+def test_the_attempts_of_an_ordinary_user_are_not_denied_either() -> None:
+    code = (
+        "import subprocess, sys, orjson\nfrom repl_kernel.outside import Outside\n"
+        "with Outside(network=False) as outside:\n"
+        "    targets = orjson.dumps(outside.targets).decode()\n"
+        f"    found = subprocess.run([sys.executable, '-c', {PROBE!r}, targets], stdout=-1, check=True)\n"
+        "    print(orjson.dumps([outside.was_reached, orjson.loads(found.stdout)]).decode())"
+    )
+    with ordinary_user() as user:
+        was_reached, found = user.value(code)
+    assert was_reached
+    attempts = {attempt["name"]: attempt for attempt in found}
+    assert {name for name in MUST_WORK_OUTSIDE if attempts[name]["denied"]} == set()
+
+
+def test_an_ordinary_user_proves_the_process_tier() -> None:
+    code = (
+        "import orjson\nfrom json_repl import Session\n"
+        "with Session(route='worker') as session:\n"
+        "    print(orjson.dumps(session.isolation_probe).decode())"
+    )
+    with ordinary_user() as user:
+        attempts = user.value(code, SOME_TOKEN="hush")
+    names = {attempt["name"] for attempt in attempts}
+    assert {"secrets in the environment", "the session's descriptors"} <= names
+    assert all(attempt["denied"] for attempt in attempts)
 
 
 def test_what_is_put_up_for_a_probe_is_taken_down(no_leaks: None) -> None:

@@ -8,21 +8,22 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import orjson
-import platformdirs
 import pytest
 
 from json_repl import Session
+from repl_kernel import outside
 from repl_kernel.errors import IsolationUnavailable, SandboxUnavailable, WorkerStartFailed
 from repl_kernel.isolation import worker_environment
 from repl_kernel.sandbox import Sandbox, explained
 from task_logger.errors import ConfigurationError
 from tests.conftest import WaitUntil
+from tests.ordinary_user import ordinary_user
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,6 +57,23 @@ def test_code_runs_and_its_records_name_the_sandbox(session: Session) -> None:
     assert outcome["result"] == {"text/plain": "42"}
     (line,) = session.history()
     assert line["isolation"] == "sandbox"
+
+
+def test_a_long_path_for_temporary_files_is_no_hindrance(
+    log_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ("long" * 50)
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with Session(route="worker", isolation="sandbox") as session:
+        assert value(session, "'[6]'") == [6]
+
+
+def test_where_no_socket_can_be_put_up_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outside, "_SOCKET_PATH_BYTES", 20)  # as if /tmp were too long as well
+    with pytest.raises(SandboxUnavailable, match="set TMPDIR to a short path"):
+        outside.Outside(network=False)
 
 
 def test_the_worker_sees_only_processes_of_its_own(session: Session) -> None:
@@ -409,16 +427,7 @@ def test_a_layer_of_the_process_tier_that_does_not_hold_means_that_no_code_runs(
 # As an ordinary user.
 
 
-NOBODY = 65534
-
-
 def test_an_ordinary_user_gets_the_same_denials() -> None:
-    """The one who runs the tests, or for root the one who is nobody."""
-    uid = os.getuid() or NOBODY
-    more: dict[str, Any] = {} if os.getuid() else {"user": NOBODY, "group": NOBODY, "extra_groups": []}
-    python = _python_of_all()
-    if python is None:
-        pytest.skip("no Python 3.11 or newer that every user may run")
     code = (
         "import json, os\n"
         "from json_repl import Session\n"
@@ -427,47 +436,11 @@ def test_an_ordinary_user_gets_the_same_denials() -> None:
         "    value = session.execute_code('import os; x, os.getuid()')['result']['text/plain']\n"
         "    print(json.dumps([os.getuid(), value, session.isolation_probe]))\n"
     )
-    folder = Path("/tmp") / f"json-repl-test-{os.getpid()}"
-    folder.mkdir()
-    try:
-        os.chown(folder, uid, -1)
-        trees = _copied_trees(folder)
-        found = subprocess.run(
-            [python, "-c", code],
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": trees, "TASK_LOG_DIR": f"{folder}/logs"},
-            capture_output=True, text=True, cwd="/", check=False,
-            **more,
-        )  # fmt: skip
-        assert found.returncode == 0, found.stderr
-        found_uid, result, probe = json.loads(found.stdout)
-    finally:
-        shutil.rmtree(folder)
-    assert (found_uid, result) == (uid, f"(5, {uid})")
+    with ordinary_user() as user:
+        found_uid, result, probe = user.value(code)
+        assert (found_uid, result) == (user.uid, f"(5, {user.uid})")
     assert len(probe) > 40
     assert all(attempt["denied"] for attempt in probe)
-
-
-def _python_of_all() -> str | None:
-    """A Python that every user may run, of this one's version: it can use its libraries."""
-    for path in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
-        real = os.path.realpath(path)
-        is_open = all(parent.stat().st_mode & 0o005 == 0o005 for parent in Path(real).parents)
-        if os.access(real, os.X_OK) and is_open:
-            wanted = f"import sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})"
-            if subprocess.run([path, "-c", wanted], check=False).returncode == 0:
-                return path
-    return None
-
-
-def _copied_trees(folder: Path) -> str:
-    """Our packages and what they import, where every user can read them, as a PYTHONPATH."""
-    site = folder / "site-packages"
-    for name in ("json_repl", "repl_kernel", "task_logger"):
-        shutil.copytree(ROOT / name, site / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for module in (orjson, platformdirs):
-        assert module.__file__
-        shutil.copytree(Path(module.__file__).parent, site / module.__name__)
-    return str(site)
 
 
 def test_the_signal_that_kills_is_known_outside(session: Session) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import select
 import socket
 import threading
 from collections.abc import Iterator
@@ -269,3 +270,41 @@ def test_the_process_of_a_snapshot_that_was_let_go_ends(world: World) -> None:
     (copy,) = world.copies()
     world.executor._lives.ring.drop(1)
     wait_until(lambda: read_stat(copy.pid) is None)
+
+
+def test_copies_that_nobody_asks_for_are_let_go_as_well(world: World) -> None:
+    world.executor._lives.ring.max_bytes = 0  # so that none but the last stays once they are counted
+    known: set[int] = set()
+    for number in range(30):
+        world.do(f"x = {number}")
+        wait_until(lambda: not known.issuperset(copy.pid for copy in world.copies()))
+        known.update(copy.pid for copy in world.copies())
+        wait_until(lambda: len(world.copies()) <= 10)
+    assert "the state after execution 30 is live" in world.run("import os; os._exit(1)").notices[0]
+    assert world.value("x") == 29
+
+
+def test_a_state_kept_while_candidates_wait_is_still_there_once_one_is_adopted(world: World) -> None:
+    world.keep("x = 1")
+    world.speculate("x = 2")
+    seq = world.do("y = 3")
+    wait_until(lambda: select.select([world.executor._lives.link.channel], [], [], 0)[0])
+    world.executor.adopt(0)
+    assert seq in world.kept()
+    world.executor.rewind(seq)
+    assert world.value("x, y") == (1, 3)
+
+
+def test_the_call_after_a_snapshot_pays_for_few_of_its_pages(world: World) -> None:
+    world.keep("numbers = [1, 2]; text = 'abc' * 10")
+    world.keep("x = 1")
+    paid = []
+    for _ in range(5):
+        before = world.executor._lives.link.minor_faults()
+        world.do("x = 1")
+        after = world.executor._lives.link.minor_faults()
+        assert before is not None
+        assert after is not None
+        paid.append(after - before)
+        world.idle()
+    assert min(paid) <= 35  # of over 50 that such a call writes to

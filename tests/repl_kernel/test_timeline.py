@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
 import threading
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from repl_kernel.errors import (
     InterruptedByCaller,
@@ -17,7 +20,7 @@ from repl_kernel.errors import (
     SnapshotRefused,
 )
 from repl_kernel.process_tree import descendants
-from tests.repl_kernel.timeline_world import World, is_gone, wait_until
+from tests.repl_kernel.timeline_world import SESSION_ID, World, is_gone, wait_until
 
 
 def test_rewinding_makes_an_earlier_state_live_and_later_ones_stay_reachable(world: World) -> None:
@@ -139,6 +142,34 @@ def test_a_branch_can_crash_at_once_and_is_back_where_it_began(world: World) -> 
     wait_until(lambda: 0 in branch.kept())
     assert "the state after execution 0 is live" in branch.run("import os; os._exit(1)").notices[0]
     assert branch.value("x") == 1
+    branch.close()
+
+
+def test_executions_of_a_branch_name_its_origin_until_its_namespace_is_emptied(world: World) -> None:
+    world.keep("x = 1")
+    branch = world.branch(1)
+    wait_until(lambda: 0 in branch.kept())
+    (candidate,) = branch.speculate("x")
+    assert candidate.parent == f"{SESSION_ID}:1"
+    branch.executor.rewind(0)
+    assert branch.run("x").parent == f"{SESSION_ID}:1"
+    branch.executor.restart()
+    outcome = branch.run("x")
+    assert (outcome.status, outcome.parent) == ("error", f"{SESSION_ID}:0")
+    branch.executor.rewind(0)
+    assert branch.run("x").status == "error"
+    branch.close()
+
+
+def test_a_branch_whose_state_is_lost_names_the_empty_namespace(world: World) -> None:
+    world.keep("x = 1")
+    branch = world.branch(1)
+    wait_until(lambda: 0 in branch.kept())
+    branch.do("import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()")
+    branch.executor._lives.ring.close()
+    assert branch.run("import os; os._exit(1)").status == "crashed"
+    outcome = branch.run("x")
+    assert (outcome.status, outcome.parent) == ("error", f"{SESSION_ID}:0")
     branch.close()
 
 
@@ -306,6 +337,106 @@ def test_restarting_ends_candidates_and_snapshots(world: World) -> None:
     with pytest.raises(RequestRefused):
         world.executor.adopt(0)
     assert world.run("x").status == "error"
+
+
+def assert_output_arrives(world: World) -> None:
+    """What the code, a program of it and its report of a crash write is all there."""
+    code = "print('printed'); import os; os.system('echo by a program; echo error >&2')"
+    outcome = world.run(code)
+    assert (outcome.stdout, outcome.stderr) == ("printed\nby a program\n", "error\n")
+    assert outcome.late_output == ()
+
+
+def crash(world: World) -> None:
+    outcome = world.run(
+        "print('before', flush=True); import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
+    )
+    assert outcome.status == "crashed"
+    assert outcome.stdout == "before\n"
+    assert outcome.stderr.startswith("Fatal Python error: Segmentation fault")
+
+
+def test_output_arrives_after_going_back_from_an_adopted_candidate(world: World) -> None:
+    world.keep("x = 1")
+    world.speculate("x = 2", "x = 3")
+    world.executor.adopt(1)
+    assert_output_arrives(world)
+    world.executor.rewind(1)
+    assert_output_arrives(world)
+    crash(world)
+    assert_output_arrives(world)
+
+
+def test_output_arrives_after_going_back_from_the_empty_namespace(world: World) -> None:
+    world.keep("x = 1")
+    world.executor.rewind(0)
+    assert_output_arrives(world)
+    world.executor.rewind(1)
+    assert_output_arrives(world)
+
+
+def test_a_program_of_a_worker_that_an_adopted_one_replaced_is_still_heard(world: World) -> None:
+    world.keep(
+        "import subprocess\n"
+        "p = subprocess.Popen(['sh', '-c', 'read line; echo $line'], stdin=subprocess.PIPE)"
+    )
+    program = world.value("p.pid")
+    program_input = os.open(f"/proc/{program}/fd/0", os.O_WRONLY)
+    world.speculate("x = 2")
+    world.executor.adopt(0)
+    os.write(program_input, b"from afar\n")
+    os.close(program_input)
+    wait_until(lambda: is_gone(program))
+    assert [late.text for late in world.run("1").late_output] == ["from afar\n"]
+
+
+_KINDS = ("keep", "adopt", "discard", "rewind", "rewind to 0", "branch", "go to branch", "crash")
+_STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["keep", "adopt", "discard", "rewind", "rewind to 0", "branch", "go to branch", "crash"]
+        ),
+        st.integers(0, 3),
+    ),
+    max_size=8,
+)
+
+
+def _take_step(step: str, number: int, worlds: list[World]) -> None:
+    world = worlds[-1]
+    kept = world.kept()
+    if step == "keep":
+        world.keep(f"x = {number}")
+    elif step in ("adopt", "discard"):
+        outcomes = world.speculate("print('one')", "import os; os.system('echo two')")
+        assert [outcome.stdout for outcome in outcomes] == ["one\n", "two\n"]
+        if step == "adopt":
+            world.executor.adopt(number % 2)
+        else:
+            world.executor.discard()
+    elif step == "rewind to 0":
+        with contextlib.suppress(SnapshotGone):  # the state that a branch began with
+            world.executor.rewind(0)
+    elif step == "crash":
+        crash(world)
+    elif step == "rewind" and kept:
+        world.executor.rewind(kept[number % len(kept)])
+    elif "branch" in step and kept:
+        worlds.insert(0 if step == "branch" else len(worlds), world.branch(kept[number % len(kept)]))
+
+
+@settings(max_examples=25, deadline=None)
+@given(_STEPS)
+def test_output_arrives_whatever_became_of_the_worker_before(steps: list[tuple[str, int]]) -> None:
+    worlds = [World()]
+    try:
+        for step, number in steps:
+            _take_step(step, number, worlds)
+            for world in worlds:
+                assert_output_arrives(world)
+    finally:
+        for world in worlds:
+            world.close()
 
 
 @pytest.mark.parametrize("rewinds", [60, pytest.param(500, marks=pytest.mark.slow)])
