@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from click import Group
 
     from json_repl.cells import Cell
     from json_repl.session import SessionRoute
+    from repl_kernel.limits import Limits
+    from task_logger.record import Isolation
 
 EXIT_USAGE = 2
 
@@ -48,16 +50,72 @@ def fail(sentence: str, code: int = EXIT_USAGE) -> int:
     return code
 
 
+def _where_it_runs(command: Callable[..., int]) -> Callable[..., int]:
+    """Add the options that say where code runs, and what it is kept from; they are named as in `Session`."""
+    import click
+
+    for option in (
+        click.option(
+            "--limit",
+            "limits",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="What code may use: memory_bytes=512M, cpu_s=10, processes=20 …; again for each. "
+            "Means --route worker.",
+        ),
+        click.option("--network", is_flag=True, help="Let code in the sandbox use the machine's network."),
+        click.option(
+            "--work-folder",
+            metavar="FOLDER",
+            help="The one folder that code in the sandbox can write to [default: one below the task log's].",
+        ),
+        click.option(
+            "--isolation",
+            type=click.Choice(["none", "process", "sandbox"]),
+            help="What the worker is kept from [default: process]. All but none mean --route worker.",
+        ),
+        click.option(
+            "--route",
+            type=click.Choice(["local", "worker"]),
+            help="Where the code runs: in this process, or in a keep-alive worker (USE_SUBPROCESS_WORKER=1).",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _session_settings(
+    *,
+    route: SessionRoute | None,
+    isolation: Isolation | None,
+    limits: Sequence[str],
+    preload: str | None = None,
+    **others: Any,
+) -> dict[str, Any]:
+    """What the options mean for `Session`; those that need a route choose it."""
+    names = () if preload is None else tuple(name.strip() for name in preload.split(","))
+    if route is None and (names or limits or isolation in ("process", "sandbox")):
+        route = "worker"
+    settings = {"route": route, "isolation": isolation, "preload": names, **others}
+    return settings | {"limits": _parsed(limits)} if limits else settings
+
+
+def _parsed(limits: Sequence[str]) -> Limits | None:
+    import click
+
+    from json_repl.limiting import parsed_limits
+    from task_logger.errors import ConfigurationError
+
+    try:
+        return parsed_limits(limits)
+    except ConfigurationError as exc:
+        raise click.UsageError(str(exc)) from exc
+
+
 def _commands() -> Group:
     import click
 
     from json_repl import __version__
-
-    route_option = click.option(
-        "--route",
-        type=click.Choice(["local", "worker"]),
-        help="Where the code runs: in this process, or in a keep-alive worker (USE_SUBPROCESS_WORKER=1).",
-    )
 
     @click.group(context_settings={"help_option_names": ["-h", "--help"]})
     @click.version_option(__version__, message="json-repl %(version)s")
@@ -68,34 +126,32 @@ def _commands() -> Group:
         """
 
     @commands.command("serve")
-    @route_option
+    @_where_it_runs
     @click.option(
         "--preload",
         metavar="NAME,…",
         help="Import these modules before the worker is forked: it has them at once. Means --route worker.",
     )
-    def serve_command(route: SessionRoute | None, preload: str | None) -> int:
+    def serve_command(**where: Any) -> int:
         """Serve JSON-RPC, one message a line, on standard input and output."""
         from json_repl.stdio import serve
 
-        if preload is None:
-            return serve(route)
-        names = [name.strip() for name in preload.split(",")]
-        return serve(route or "worker", preload=names)
+        return serve(**_session_settings(**where))
 
     @commands.command("run")
     @click.argument("file")
-    @route_option
+    @_where_it_runs
     @click.option("--json", "as_json", is_flag=True, help="Print each outcome as one line of JSON.")
     @click.option("--keep-going", is_flag=True, help="Run the cells after one that failed, too.")
     @click.option(
         "--time-limit", "time_limit_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS"
     )
     def run_command(
-        file: str, route: SessionRoute | None, as_json: bool, keep_going: bool, time_limit_s: float | None
+        file: str, as_json: bool, keep_going: bool, time_limit_s: float | None, **where: Any
     ) -> int:
         """Run FILE, or standard input (-), cell by cell; `# %%` begins a cell."""
-        return run_file(file, route=route, as_json=as_json, keep_going=keep_going, time_limit_s=time_limit_s)
+        settings = _session_settings(**where) | {"time_limit_s": time_limit_s}
+        return run_file(file, settings, as_json=as_json, keep_going=keep_going)
 
     @commands.command("demo")
     def demo_command() -> int:
@@ -115,13 +171,8 @@ def _commands() -> Group:
     return commands
 
 
-def run_file(
-    path: str, *, route: SessionRoute | None, as_json: bool, keep_going: bool, time_limit_s: float | None
-) -> int:
-    """Run a file in a session made from the environment; returns the exit code.
-
-    `route` of `None` means from the environment, `time_limit_s` of `None` no limit for each cell.
-    """
+def run_file(path: str, settings: Mapping[str, Any], *, as_json: bool, keep_going: bool) -> int:
+    """Run a file in a session with these settings of `Session`; returns the exit code."""
     from json_repl.cells import read_source, split_cells
     from json_repl.errors import UnreadableCode
 
@@ -132,19 +183,11 @@ def run_file(
         return fail(str(exc))
     except OSError as exc:
         return fail(f"{name} can't be read: {exc.strerror}")
-    return _run_recorded(
-        cells, name, route=route, as_json=as_json, keep_going=keep_going, time_limit_s=time_limit_s
-    )
+    return _run_recorded(cells, name, settings, as_json=as_json, keep_going=keep_going)
 
 
 def _run_recorded(
-    cells: list[Cell],
-    name: str,
-    *,
-    route: SessionRoute | None,
-    as_json: bool,
-    keep_going: bool,
-    time_limit_s: float | None,
+    cells: list[Cell], name: str, settings: Mapping[str, Any], *, as_json: bool, keep_going: bool
 ) -> int:
     from json_repl.descriptors import take_standard_descriptors
     from json_repl.errors import SessionError
@@ -156,7 +199,7 @@ def _run_recorded(
 
     try:
         terminal = Terminal(take_standard_descriptors(own_output=False))
-        with Session(route=route, time_limit_s=time_limit_s, actor="run", owns_process=True) as session:
+        with Session(actor="run", owns_process=True, **settings) as session:
             return run_cells(
                 session,
                 cells,

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from json_repl.connection import Connection
 from json_repl.errors import RequestFailed, SessionClosed, SessionProcessDied, SessionStartFailed
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from subprocess import Popen
 
     from json_repl.connection import Call
-    from json_repl.session import SessionRoute
     from repl_kernel.executor import OnInput, OnOutput
+
+ProcessRoute = Literal["local", "worker"]
 
 TERM_BOUND_S = 6.0
 """A process told to end by SIGTERM takes up to 5 s to write its last line."""
@@ -31,7 +32,8 @@ class SessionProcess(RemoteSession):
     """A recorded session in a process of its own; a context manager, usable from several threads.
 
     `route` of `None` means from the environment, `env` of `None` this process's own; `python` is the
-    interpreter to start; `preload` are modules that the worker is to have at once. Raises
+    interpreter to start; `preload` are modules that the worker is to have at once, `limits` what code may
+    use, by the names of `Limits`. Raises
     `SessionStartFailed` where it isn't ready within `start_bound_s`.
     The process gets a process group of its own, so that Ctrl-C in a terminal only reaches the caller.
     """
@@ -39,8 +41,9 @@ class SessionProcess(RemoteSession):
     def __init__(
         self,
         *,
-        route: SessionRoute | None = None,
+        route: ProcessRoute | None = None,
         preload: Collection[str] = (),
+        limits: Mapping[str, float] | None = None,
         env: Mapping[str, str] | None = None,
         python: str = sys.executable,
         cwd: str | os.PathLike[str] | None = None,
@@ -49,7 +52,9 @@ class SessionProcess(RemoteSession):
     ) -> None:
         self._close_bound_s = close_bound_s
         self._is_closed = False
-        self._process = _spawn(route, preload, env, python, cwd)
+        self._process = _spawn(
+            route=route, preload=preload, limits=limits or {}, env=env, python=python, cwd=cwd
+        )
         self._connection = Connection(self._process)
         try:
             self._await_ready(start_bound_s)
@@ -170,8 +175,10 @@ class SessionProcess(RemoteSession):
 
 
 def _spawn(
-    route: SessionRoute | None,
+    *,
+    route: ProcessRoute | None,
     preload: Collection[str],
+    limits: Mapping[str, float],
     env: Mapping[str, str] | None,
     python: str,
     cwd: str | os.PathLike[str] | None,
@@ -182,8 +189,12 @@ def _spawn(
     if route is not None:
         environment["USE_SUBPROCESS_WORKER"] = {"local": "0", "worker": "1"}[route]
     command = [python, "-m", "json_repl"]
-    if preload:
-        command += ["serve", "--preload", ",".join(preload)]
+    if preload or limits:
+        command.append("serve")
+        if preload:
+            command += ["--preload", ",".join(preload)]
+        for name, value in limits.items():
+            command += ["--limit", f"{name}={value}"]
         if route is not None:
             command += ["--route", route]
     try:

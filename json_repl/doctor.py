@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from repl_kernel.errors import IsolationUnavailable, WorkerStartFailed
 
@@ -61,15 +61,46 @@ def _examine(isolation: _Tier, folder: str) -> TierReport:
         executor.close()
 
 
+def examine_limits() -> dict[str, object]:
+    """What holds the limits of memory and processes here: `kernel` names those that a cgroup does.
+
+    `watched` are those that the session has to look at; `fix` says what to do, `None` where nothing is to do.
+    """
+    from repl_kernel.cgroups import controllers, how_to_get
+
+    named = {"memory": "memory_bytes", "pids": "processes"}
+    found = {named[each.name]: f"cgroups v{each.version}" for each in controllers()}
+    watched = [name for name in named.values() if name not in found]
+    return {"kernel": found, "watched": watched, "fix": how_to_get() if watched else None}
+
+
 def run_doctor(*, as_json: bool) -> int:
     """Print what `examine` finds; returns 0, or 1 where there is no sandbox to be had."""
     reports = examine()
+    limits = examine_limits()
     if as_json:
-        text = json.dumps({"python": sys.version.split()[0], "tiers": [asdict(each) for each in reports]})
+        found = {"python": sys.version.split()[0], "tiers": [asdict(each) for each in reports]}
+        text = json.dumps({**found, "limits": limits})
         os.write(1, text.encode() + b"\n")
     else:
         _print(reports)
+        _print_limits(limits)
     return 0 if all(report.holds for report in reports) else 1
+
+
+def _print_limits(limits: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for name, means in limits["kernel"].items():
+        console.print(f"[green]limits: {name} is held by the kernel[/] ({means})")
+    for name in limits["watched"]:
+        console.print(
+            f"[yellow]limits: {name} of all processes together is looked at every 0.1 s[/], "
+            "not held by the kernel"
+        )
+    if limits["fix"] is not None:
+        console.print(f"  to get that: {limits['fix']}", markup=False)
 
 
 def _print(reports: list[TierReport]) -> None:

@@ -33,6 +33,7 @@ from task_logger.task import TaskContext, check_settings, current_context, log_p
 from task_logger.writer import new_session_id
 
 if TYPE_CHECKING:
+    from repl_kernel.limits import Limits
     from repl_kernel.probe import Attempt
     from repl_kernel.timeline import TimelineExecutor
     from task_logger.alerts import OnAlert
@@ -60,6 +61,7 @@ class Session(Timeline):
         network: bool = False,
         pass_env: Collection[str] = (),
         preload: Collection[str] = (),
+        limits: Limits | Mapping[str, Any] | None = None,
         actor: str | None = None,
         time_limit_s: float | None = None,
         owns_process: bool = False,
@@ -74,7 +76,8 @@ class Session(Timeline):
         are imported before the worker is forked, so that it has them at once, after a restart too. In a
         sandbox
         `work_folder` is the one folder that code can write to, `None` a new one below the plan's; `network`
-        lets it use the machine's network. `redact` names
+        lets it use the machine's network. `limits` (a `Limits`, or a mapping with its names) say how much
+        code may use, on top of what a sandbox limits anyway. `redact` names
         secrets, as values or compiled patterns, that are kept out of the log beside those in the environment
         and well-known tokens; `False` keeps everything in it. `owns_process` is for programs of ours,
         `executor` for branches.
@@ -108,6 +111,8 @@ class Session(Timeline):
         self._work = WorkFolder(self.isolation, work_folder, network, self.log_path, self.session_id)
         self.route: SessionRoute = chosen
         self._preload = _checked_preload(chosen, preload)
+        self.limits = _checked_limits(chosen, self.isolation, limits)
+        """What was asked for, `None` without any."""
         try:
             started: Executor = executor or self._start(chosen, snapshots, pass_env, owns_process, spawned)
         except BaseException:
@@ -143,6 +148,7 @@ class Session(Timeline):
                 open_spool=self._keeping.open_spool,
                 spawned=spawned,
                 preload=self._preload,
+                limits=self.limits,
             )
         from repl_kernel.in_process import LocalExecutor
 
@@ -358,6 +364,7 @@ class Session(Timeline):
             "isolation": self.isolation,
             "work_folder": self._work.path,
             "network": self._work.network,
+            "limits": self.limits,
             "actor": self._actor,
             "time_limit_s": self._time_limit_s,
             "redact": self._redact,
@@ -414,6 +421,16 @@ def _checked_preload(route: SessionRoute, preload: Collection[str]) -> tuple[str
     from json_repl.preloading import checked_preload
 
     return checked_preload(route, preload)
+
+
+def _checked_limits(
+    route: SessionRoute, isolation: Isolation, limits: Limits | Mapping[str, Any] | None
+) -> Limits | None:
+    if limits is None:
+        return None
+    from json_repl.limiting import checked_limits
+
+    return checked_limits(route, isolation, limits)
 
 
 def _checked_time_limit(time_limit_s: float | None) -> float | None:

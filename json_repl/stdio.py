@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 from _queue import Empty, SimpleQueue  # without the Python half of `queue`, which start-up would pay for
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from json_repl import messages
@@ -54,11 +54,10 @@ ANSWER_CHECK_S = 0.05
 EXECUTING = ("execute", "speculate")  # the methods that run code
 
 
-def serve(route: SessionRoute | None = None, *, preload: Collection[str] = (), spawned: Any = None) -> int:
+def serve(route: SessionRoute | None = None, *, spawned: Any = None, **settings: Any) -> int:
     """Serve one session on descriptors 0 and 1 until input ends; returns the exit code.
 
-    `route` of `None` means from the environment, `preload` are modules that the worker is to have at once,
-    `spawned` is a worker's side that was started early, if any.
+    `spawned` is a worker's side that was started early, if any; `route` and `settings` are as for `Session`.
     Must be called on the main thread of a process of ours.
     """
     if os.name != "posix":
@@ -72,7 +71,7 @@ def serve(route: SessionRoute | None = None, *, preload: Collection[str] = (), s
     except OSError as exc:
         return _refuse(f"json-repl: standard input or output can't be used ({exc.strerror}); connect both")
     try:
-        session = Session(route, actor="stdio", owns_process=True, preload=preload, spawned=spawned)
+        session = Session(route, actor="stdio", owns_process=True, spawned=spawned, **settings)
     except (TaskLogError, KernelError, SessionError, OSError) as exc:
         return _refuse(f"json-repl: {exc}", 2 if isinstance(exc, ConfigurationError) else 1)
     return StdioServer(session, descriptors).run()

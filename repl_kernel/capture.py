@@ -23,6 +23,7 @@ from task_logger.record import (
 
 if TYPE_CHECKING:
     from repl_kernel.executor import OnOutput
+    from repl_kernel.output_meter import OutputMeter
 
 OpenSpool = Callable[[], IO[bytes]]
 """Opens an empty unlinked file for output that memory should not hold."""
@@ -42,11 +43,14 @@ class OutputCollector:
     """The output of one stream of one execution after the other."""
 
     __slots__ = (
-        "_decoder", "_first", "_hash", "_last", "_open_spool", "_parts", "_spool", "failure", "field", "size",
+        "_decoder", "_first", "_hash", "_last", "_open_spool", "_parts", "_spool", "failure", "field",
+        "meter", "size",
     )  # fmt: skip
 
-    def __init__(self, field: str, open_spool: OpenSpool) -> None:
+    def __init__(self, field: str, open_spool: OpenSpool, meter: OutputMeter | None = None) -> None:
         self.field = field
+        self.meter = meter
+        """Counts what the code writes, and says how much of it is kept; `None`: all of it."""
         self._open_spool = open_spool
         self._decoder = codecs.getincrementaldecoder("utf-8")(LOSSY_ERRORS)
         self._reset()
@@ -65,6 +69,13 @@ class OutputCollector:
             if self._spool is not None:
                 self._spool.close()
             self._reset()
+
+    def take(self, data: bytes, on_output: OnOutput | None = None) -> None:
+        """Take in what code has written, as far as its limits go."""
+        if self.meter is None:
+            self.feed(data, on_output)
+        elif kept := self.meter.admit(data):
+            self.feed(kept, on_output)
 
     def feed(self, data: bytes, on_output: OnOutput | None = None) -> None:
         """Take in what was written, and pass it on as text."""

@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from repl_kernel.errors import IsolationUnavailable, SandboxUnavailable, WorkerStartFailed
+from repl_kernel.errors import IsolationUnavailable, LimitUnavailable, SandboxUnavailable, WorkerStartFailed
 from repl_kernel.isolation import worker_environment
 from repl_kernel.spawn import Launcher, SpawnedKeeper, spawn_keeper
 from repl_kernel.worker_link import WorkerLink
@@ -73,6 +73,14 @@ class Confinement:
 
         return explained(failure)
 
+    def limit(self, link: WorkerLink, settings: Mapping[str, int]) -> None:
+        """Have a new worker limit itself, and so all that will come of it; raises `LimitUnavailable`."""
+        if not settings:
+            return
+        refused = _ask(link, {"id": _PROBE_ID, "op": "limit", "limits": settings})["refused"]
+        if refused is not None:
+            raise LimitUnavailable("of each process", refused, "ask for less, or for no limit")
+
     def prove(self, link: WorkerLink) -> tuple[Attempt, ...]:
         """Have a new worker try what it must not be able to do; returns the attempts, all of them denied.
 
@@ -81,11 +89,11 @@ class Confinement:
         if self.isolation == "none":
             return ()
         if self._sandbox is None:
-            return self._judged(_ask(link, self._message(None)))
+            return self._judged(_ask(link, self._message(None))["attempts"])
         from repl_kernel.outside import Outside
 
         with Outside(network=self._sandbox.network) as outside:
-            attempts = self._judged(_ask(link, self._message(outside.targets)))
+            attempts = self._judged(_ask(link, self._message(outside.targets))["attempts"])
             if outside.was_reached:
                 raise SandboxUnavailable("network", "a socket outside was reached", _BROKEN_FIX)
         return attempts
@@ -101,7 +109,7 @@ class Confinement:
         return tuple(attempts)
 
 
-def _ask(link: WorkerLink, message: dict[str, Any]) -> list[Attempt]:
+def _ask(link: WorkerLink, message: dict[str, Any]) -> dict[str, Any]:
     deadline = time.monotonic() + _PROBE_LIMIT_S
     try:
         link.send(message)
@@ -111,5 +119,4 @@ def _ask(link: WorkerLink, message: dict[str, Any]) -> list[Attempt]:
                 raise WorkerStartFailed(_NO_ANSWER)
     except (EOFError, OSError) as exc:
         raise WorkerStartFailed(_NO_ANSWER) from exc
-    attempts: list[Attempt] = reply["attempts"]
-    return attempts
+    return reply

@@ -20,19 +20,26 @@ import os
 import struct
 import time
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import orjson
 
 from repl_kernel.descriptor_list import cut_off_peers, open_descriptors
+from repl_kernel.linux import volunteer_for_oom_killer
 from repl_kernel.orphan import fork_orphan
 from repl_kernel.orphaned_programs import SNAPSHOT_NAME, WORKER_NAME
 from repl_kernel.random_state import reseed
 from repl_kernel.refusal import calm_native_threads, why_no_copy, why_not_trusted
 
+if TYPE_CHECKING:
+    from repl_kernel.worker_limits import WorkerLimits
+
 _MSG_CMSG_CLOEXEC = 0x40000000
 _PACKET_BYTES = 4096
 _MAX_FDS = 4
+
+_COPY_OOM_SCORE = 900
+"""Where memory runs out, a worker goes before the copy that brings its state back; other programs don't."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,8 @@ class Copier:
         self._keeper_pid = keeper_pid
         self.is_forking = False
         """Whether the fork that happens now is ours: hooks for the user's forks leave it alone."""
+        self.limits: WorkerLimits | None = None
+        """What holds this process's limits, `None` where it has none."""
         self.last_cost_s = 0.0
         """How long this process was busy with its last copy."""
 
@@ -69,6 +78,7 @@ class Copier:
         began = time.perf_counter()
         not_users = own_fds | {self._channel.fileno()}
         ends: list[_socket.socket] = []
+        self.spare_files(True)
         try:
             reason = why_no_copy()
             if reason is None:
@@ -85,6 +95,8 @@ class Copier:
                     self._announce(made, theirs.fileno())
         except OSError as exc:
             reason = f"the system refused a fork: {exc.strerror}"
+        finally:
+            self.spare_files(False)
         for end in ends:
             end.close()
         if reason is not None:
@@ -107,6 +119,11 @@ class Copier:
         """Let go of the channel: in a fork of the user's."""
         self._channel.close()
 
+    def spare_files(self, is_needed: bool) -> None:
+        """Whatever limits the user's open files, a copy needs some of its own."""
+        if self.limits is not None:
+            self.limits.spare_files(is_needed)
+
     def _announce(self, message: dict[str, Any], fd: int | None = None) -> None:
         message["minflt"] = _minor_faults()
         rights = [] if fd is None else [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", fd))]
@@ -127,6 +144,8 @@ class Copier:
         """Sleep until the session wakes this copy or lets it go; returns in the live worker made of it."""
         gc.freeze()  # a collection would write to every object, and unshare every page
         os.setsid()
+        volunteer_for_oom_killer(_COPY_OOM_SCORE)
+        self.spare_files(True)
         lost = cut_off_peers(ours.fileno(), not_users)
         self._channel.close()
         while True:
@@ -151,6 +170,8 @@ class Copier:
         for number, fd in enumerate(outputs, start=1):
             os.dup2(fd, number)
             os.close(fd)
+        self.spare_files(False)
+        volunteer_for_oom_killer()
         self._channel = _channel(channel_fd)
         if message["reseed"]:
             reseed()

@@ -3,11 +3,13 @@
 KernelError
  +-- ExecutorClosed          the caller's: used after close()
  +-- RequestRefused          the caller's: this route cannot do what was asked
+ +-- LimitRefused            the caller's: a limit that can't be meant
  +-- SnapshotGone            the caller's: that state is not kept any more
  +-- SnapshotRefused         the code's: its state can't be copied now
  +-- SnapshotLost            the machine's: the copy that held that state has died
  +-- WorkerStartFailed       the machine's: no process to run code in
  |    +-- CannotFork         the machine's: no more processes or memory
+ |    +-- LimitUnavailable   the machine's: a limit that was asked for can't be held
  |    +-- PreloadFailed      the caller's: a library that can't be loaded before workers are forked
  |    +-- IsolationUnavailable    the machine's: a layer that was asked for doesn't hold
  |         +-- SandboxUnavailable
@@ -36,6 +38,16 @@ class ExecutorClosed(KernelError):
 
 class RequestRefused(KernelError):
     """This route cannot do what was asked; nothing has run."""
+
+
+class LimitRefused(KernelError):
+    """A limit can't be meant: `name` and `value` are what was given, `allowed` says what could be."""
+
+    def __init__(self, name: str, value: object, allowed: str) -> None:
+        super().__init__(f"limits: {name} is {value!r}; it must be {allowed}")
+        self.name = name
+        self.value = value
+        self.allowed = allowed
 
 
 class SnapshotGone(KernelError):
@@ -74,6 +86,19 @@ class PreloadFailed(WorkerStartFailed):
 
 class CannotFork(WorkerStartFailed):
     """The system has no process or no memory left for a worker; the old one is unharmed."""
+
+
+class LimitUnavailable(WorkerStartFailed):
+    """A limit that was asked for can't be held here; no code has run.
+
+    `limit` names it, `fix` says what to do.
+    """
+
+    def __init__(self, limit: str, reason: str, fix: str) -> None:
+        super().__init__(f"the limit {limit} can't be held: {reason}; {fix}")
+        self.limit = limit
+        self.reason = reason
+        self.fix = fix
 
 
 class IsolationUnavailable(WorkerStartFailed):

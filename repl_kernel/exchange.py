@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable, Set
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from repl_kernel.capture import OpenSpool, OutputCollector
 from repl_kernel.errors import ProtocolViolation
@@ -19,6 +19,9 @@ from repl_kernel.executor import OnInput, OnOutput
 from repl_kernel.interruption import Interruption
 from repl_kernel.late import LateCollector
 from repl_kernel.worker_link import WorkerLink
+
+if TYPE_CHECKING:
+    from repl_kernel.limit_watch import LimitWatch
 
 _Given = ParamSpec("_Given")
 _Answer = TypeVar("_Answer")
@@ -82,6 +85,8 @@ class Exchange:
         self.meanwhile: Callable[[], None] | None = None
         """Called once, as soon as the next request is sent: while the worker wakes up and works."""
         self._watch_at_s = 0.0
+        self.limits: LimitWatch | None = None
+        """Looks at what the code uses, `None` where nothing limits it."""
 
     def run(
         self,
@@ -104,6 +109,9 @@ class Exchange:
         self._flush_at_s: float | None = None
         self.parts: dict[str, OutputCollector] | None = None
         self.keyboard_interrupt: KeyboardInterrupt | None = None
+        if self.limits is not None:
+            self.limits.begin(link)
+            self._watch_at_s = 0.0  # the first look tells what was used before
         is_sent = False
         reply: dict[str, Any] | None = None
         while True:
@@ -146,7 +154,7 @@ class Exchange:
         if message.get("id") != message_id:
             raise ProtocolViolation("the worker's connection carried a reply that nobody asked for")
         if "part" in message:
-            self._part(message["part"]).feed(base64.b64decode(message["base64"]))
+            self._part(message["part"]).take(base64.b64decode(message["base64"]))
             return False
         if "input" in message:
             self._answer(message_id, message["input"])
@@ -154,13 +162,14 @@ class Exchange:
         return True
 
     def _take_late(self, late: dict[str, Any]) -> None:
-        self._late.of(late["name"], late["seq"]).feed(late["text"].encode())
+        self._late.of(late["name"], late["seq"]).take(late["text"].encode())
 
     def _part(self, name: str) -> OutputCollector:
         if self.parts is None:
             self.parts = {}
         if name not in self.parts:
-            self.parts[name] = OutputCollector(name.partition(".")[0], self._open_spool)
+            meter = self.limits.meter if self.limits is not None and name == "result" else None
+            self.parts[name] = OutputCollector(name.partition(".")[0], self._open_spool, meter)
         return self.parts[name]
 
     def _answer(self, message_id: int, question: dict[str, Any]) -> None:
@@ -187,9 +196,14 @@ class Exchange:
             self._deadline = None
             self._interruption.begin("timeout")
         self._interruption.go_on()
-        if self.watch is not None and (link.has_announced(ready) or time.monotonic() >= self._watch_at_s):
+        is_time = time.monotonic() >= self._watch_at_s
+        if self.watch is not None and (is_time or link.has_announced(ready)):
             self._watch_at_s = time.monotonic() + _WATCH_EVERY_S
             self.watch()
+        if is_time and self.limits is not None:
+            self._watch_at_s = time.monotonic() + _WATCH_EVERY_S
+            if self.limits.look(link):
+                self._interruption.begin("limit")
         if self._flush_at_s is not None and time.monotonic() >= self._flush_at_s:
             self._flush_at_s = None
             link.ask_to_flush()
@@ -203,6 +217,8 @@ class Exchange:
         return None
 
     def _timeout_s(self) -> float:
+        if self.limits is not None and not self._watch_at_s:
+            return 0.0
         timeout_s = _LONGEST_WAIT_S
         for end_s in (self._deadline, self._flush_at_s):
             if end_s is not None:
@@ -212,6 +228,8 @@ class Exchange:
     def _drain(self, ready: Set[int]) -> int:
         size = self._link.drain(ready, self._streams, self._on_output)
         self._received_bytes += size
+        if size and self.limits is not None and self.limits.is_over():
+            self._interruption.begin("limit")
         gathers = self._received_bytes > _GATHERED_OUTPUT_BYTES
         if size and gathers and self._flush_at_s is None and self._on_output is not None:
             # A worker that finds nothing to write out then stops gathering: nothing can wait unseen.

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import traceback
+from dataclasses import replace
 from opcode import opmap
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from task_logger.record import ExecutionError
+
+if TYPE_CHECKING:
+    from repl_kernel.limits import Strike
 
 _OUR_FOLDERS = (os.path.dirname(__file__) + os.sep,)
 
@@ -34,6 +39,14 @@ def describe_failure(exc: BaseException, filename: str) -> ExecutionError:
     return ExecutionError(
         type=type(exc).__name__, message=message, traceback=text, line=_line_of(exc, filename)
     )
+
+
+def condemned(error: ExecutionError, strike: Strike) -> ExecutionError:
+    """An error of the code's that a limit is behind: its type becomes the verdict, its text says so."""
+    was = f"{error.type}: {error.message}".removesuffix(": ")
+    traceback = f"{error.traceback}{strike.verdict}: {strike.message}\n"
+    message = f"{strike.message}; the code got {was}"
+    return replace(error, type=strike.verdict, message=message, traceback=traceback)
 
 
 def is_interrupt(exc: BaseException) -> bool:

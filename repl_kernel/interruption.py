@@ -16,7 +16,7 @@ from typing import Literal
 from repl_kernel.process_tree import descendants, namespace_pids, send_signal
 from repl_kernel.worker_link import WorkerLink
 
-Reason = Literal["interrupted", "timeout"]
+Reason = Literal["interrupted", "timeout", "limit"]
 
 _STEPS = ((0.0, signal.SIGINT), (1.0, signal.SIGINT), (2.0, signal.SIGTERM), (3.0, signal.SIGKILL))
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")

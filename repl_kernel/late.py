@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from repl_kernel.capture import OpenSpool, OutputCollector
 from task_logger.record import Artifact, LateOutput, OutputName
+
+if TYPE_CHECKING:
+    from repl_kernel.output_meter import OutputMeter
 
 
 class LateCollector:
     """Late output by stream and execution, until the next record takes it."""
 
-    def __init__(self, open_spool: OpenSpool) -> None:
+    def __init__(self, open_spool: OpenSpool, meter: OutputMeter | None = None) -> None:
         self._open_spool = open_spool
+        self._meter = meter
         self._collectors: dict[tuple[OutputName, int | None], OutputCollector] = {}
 
     @property
@@ -22,7 +28,7 @@ class LateCollector:
         """The collector for what an execution wrote to a stream; `seq` is `None` where nobody knows which."""
         key = (name, seq)
         if key not in self._collectors:
-            self._collectors[key] = OutputCollector("late_output", self._open_spool)
+            self._collectors[key] = OutputCollector("late_output", self._open_spool, self._meter)
         return self._collectors[key]
 
     def take(self, artifacts: list[Artifact]) -> tuple[LateOutput, ...]:

@@ -47,6 +47,15 @@ def forbid_new_privileges() -> None:
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
+def volunteer_for_oom_killer(score: int = 1000) -> None:
+    """Be the first to be killed where memory runs out, and so all that this process forks; see proc(5)."""
+    try:
+        with open("/proc/self/oom_score_adj", "wb", buffering=0) as file:  # text would load a codec
+            file.write(b"%d" % score)
+    except OSError:
+        pass  # /proc is masked: then the kernel chooses by size, and that is the worker too
+
+
 def set_process_name(name: str) -> None:
     """Name this process for `ps` and its like; at most 15 bytes are kept. See prctl(2)."""
     import ctypes

@@ -19,6 +19,7 @@ from repl_kernel.spawn import SpawnedKeeper, make_ends
 from repl_kernel.worker_link import WorkerLink, death_of
 
 if TYPE_CHECKING:
+    from repl_kernel.enclosure import Enclosure
     from repl_kernel.probe import Attempt
 
 SnapshotPolicy = Literal["auto", "manual", "off"]
@@ -31,14 +32,19 @@ class Lives:
     """One namespace: its keeper, its live worker, its snapshots; not thread-safe."""
 
     def __init__(
-        self, policy: SnapshotPolicy, confinement: Confinement, spawned: SpawnedKeeper | None
+        self,
+        policy: SnapshotPolicy,
+        confinement: Confinement,
+        spawned: SpawnedKeeper | None,
+        enclosure: Enclosure | None = None,
     ) -> None:
         """Start the keeper and a worker with an empty namespace; raises `WorkerStartFailed`.
 
-        `spawned` is a keeper that was started so already.
+        `spawned` is a keeper that was started so already, `enclosure` holds the workers' limits, if any.
         """
+        self.enclosure = enclosure
         self.policy: SnapshotPolicy = policy
-        self.ring = SnapshotRing()
+        self.ring = _ring(enclosure)
         self.state_seq = 0
         """The execution whose state is live; 0 is the empty namespace, or that of `origin`."""
         self.origin: str | None = None
@@ -49,11 +55,16 @@ class Lives:
         self._ran: list[range] = []
         """The executions that led to the live state, from the empty namespace on."""
         self._buried: tuple[WorkerLink, int | None] | None = None
-        self._keeper = KeeperLink(spawned) if spawned is not None else self._start_keeper()
         try:
-            self.link = self._forked()
+            self._keeper = KeeperLink(spawned) if spawned is not None else self._start_keeper()
+            try:
+                self.link = self._forked()
+            except WorkerStartFailed:
+                self._keeper.end()
+                raise
         except WorkerStartFailed:
-            self._keeper.end()
+            if enclosure is not None:
+                enclosure.close()
             raise
 
     def ran(self, seq: int) -> None:
@@ -67,6 +78,8 @@ class Lives:
     def take_announcements(self) -> None:
         """Take in what the worker has announced about its copies."""
         self.ring.take_announcements(self.link.channel, self._ran)
+        if self.enclosure is not None:
+            self.enclosure.make_room(len(self.ring))
 
     def bound_memory(self) -> None:
         """Let old snapshots go where they hold too much, by what the live worker has written until now."""
@@ -169,9 +182,21 @@ class Lives:
         `name` is what the log calls that state.
         """
         link, notices = wake_beside(snapshot, seq=0, reseed=reseed, due=self.policy == "auto")
+        enclosure: Enclosure | None = None
+        try:
+            if self.enclosure is not None:
+                enclosure = self.enclosure.again()
+                enclosure.enter(link)
+        except WorkerStartFailed:
+            if enclosure is not None:
+                enclosure.close()
+            link.signal(signal.SIGKILL)
+            link.close()
+            raise
         other = object.__new__(Lives)
         other.policy = self.policy
-        other.ring = SnapshotRing()
+        other.enclosure = enclosure
+        other.ring = _ring(enclosure)
         other.state_seq = 0
         other.origin = name
         other.link = link
@@ -209,6 +234,9 @@ class Lives:
         except WorkerStartFailed as exc:
             raise self.confinement.explained(exc) from exc
         try:
+            if self.enclosure is not None:
+                self.enclosure.enter(link)
+                self.confinement.limit(link, self.enclosure.worker_settings)
             self.isolation_probe = self.confinement.prove(link)
         except BaseException:
             link.signal(signal.SIGKILL)
@@ -219,6 +247,7 @@ class Lives:
     def restart(self) -> None:
         """Kill the worker, its copies and every program it started, and begin with an empty namespace."""
         self.ring.close()
+        self._stop_forks()
         try:
             if self._keeper.is_shared:  # by branches, which must not be swept along
                 kill_descendants(self.link.pid)
@@ -237,11 +266,19 @@ class Lives:
             self.link.close()
             self._keeper.abandon()
             return
+        self._stop_forks()
         if self._keeper.is_shared:
             kill_descendants(self.link.pid)
             self.link.signal(signal.SIGKILL)
         self.link.close()
         self._keeper.end()
+        if self.enclosure is not None:
+            self.enclosure.close()
+
+    def _stop_forks(self) -> None:
+        """Before everything is killed: programs that fork all the time would outrun it."""
+        if self.enclosure is not None:
+            self.enclosure.let_none_start()
 
     def _replace_keeper(self) -> None:
         self.ring.close()  # the copies end with their keeper
@@ -250,6 +287,13 @@ class Lives:
 
     def _start_keeper(self) -> KeeperLink:
         return KeeperLink(self.confinement.spawn())
+
+
+def _ring(enclosure: Enclosure | None) -> SnapshotRing:
+    ring = SnapshotRing()
+    if enclosure is not None and enclosure.limits.memory_bytes is not None:
+        ring.share_limit(enclosure.limits.memory_bytes)
+    return ring
 
 
 def wake_beside(

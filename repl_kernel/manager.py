@@ -29,12 +29,22 @@ from repl_kernel.executor import OnInput, OnOutput
 from repl_kernel.interruption import Interruption
 from repl_kernel.late import LateCollector
 from repl_kernel.lives import Lives, SnapshotPolicy
-from repl_kernel.outcome import Death, Gathered, death_outcome, outcome_from_reply, past_time_limit
+from repl_kernel.outcome import (
+    Death,
+    Gathered,
+    death_outcome,
+    outcome_from_reply,
+    past_limit,
+    past_time_limit,
+)
 from repl_kernel.spawn import SpawnedKeeper
 from repl_kernel.worker_link import WorkerLink
 from task_logger.record import NO_CHANGES, ExecutionOutcome, ExecutionRequest, Isolation, Route
 
 if TYPE_CHECKING:
+    from repl_kernel.enclosure import Enclosure
+    from repl_kernel.limit_watch import LimitWatch
+    from repl_kernel.limits import Limits
     from repl_kernel.probe import Attempt
     from repl_kernel.sandbox import Sandbox
 
@@ -64,14 +74,25 @@ class WorkerExecutor:
         spawned: SpawnedKeeper | None = None,
         lives: Lives | None = None,
         preload: Sequence[str] = (),
+        limits: Limits | None = None,
     ) -> None:
         """Start the worker, or take over one that is starting, or is live; raises `WorkerStartFailed`.
 
         `spawned` is a keeper that was started with this isolation; `preload` are modules that a keeper loads
-        before it forks the worker.
+        before it forks the worker; `limits` hold on top of those that the isolation sets.
         """
-        self._streams = (OutputCollector("stdout", open_spool), OutputCollector("stderr", open_spool))
-        self._late = LateCollector(open_spool)
+        if lives is None:
+            enclosure = _enclosure(limits, isolation, snapshots)
+            if not isinstance(isolation, str) and enclosure is not None:
+                isolation = isolation.within(enclosure.limits.memory_bytes)
+            lives = Lives(snapshots, Confinement(isolation, pass_env, preload), spawned, enclosure)
+        self._limits = _watch(lives.enclosure)
+        meter = None if self._limits is None else self._limits.meter
+        self._streams = (
+            OutputCollector("stdout", open_spool, meter),
+            OutputCollector("stderr", open_spool, meter),
+        )
+        self._late = LateCollector(open_spool, meter)
         self._interruption = Interruption()
         self._exchange = Exchange(self._interruption, self._streams, self._late, open_spool)
         self._turn = _thread.RLock()
@@ -83,17 +104,14 @@ class WorkerExecutor:
         self._first_notices: list[str] = []
         """What the caller must know before the first execution's outcome."""
         self._open_spool = open_spool
-        self._lives = (
-            lives
-            if lives is not None
-            else Lives(snapshots, Confinement(isolation, pass_env, preload), spawned)
-        )
+        self._lives = lives
         self.environment: dict[str, str] = {}
         """What the worker's environment has besides the ids of a request."""
         self.on_death: Callable[[str, int | None], object] | None = None
         """Gets in words how a worker died and what is live now, and the execution, `None` between two."""
         self.isolation: Isolation = self._lives.confinement.isolation
         self._exchange.watch = self._lives.bound_memory
+        self._exchange.limits = self._limits
 
     @property
     def isolation_probe(self) -> tuple[Attempt, ...]:
@@ -187,6 +205,9 @@ class WorkerExecutor:
             outcome = outcome_from_reply(reply, gathered)
         except (KeyError, TypeError, AttributeError) as exc:
             raise WorkerDied(f"executed code has forged a reply that lacks its parts: {exc!r}") from exc
+        strike = None if self._limits is None else self._limits.strike_of(outcome)
+        if strike is not None:
+            return past_limit(outcome, strike)
         limit_s = request.time_limit_s
         if (
             self._interruption.reason == "timeout"
@@ -198,7 +219,7 @@ class WorkerExecutor:
 
     def _end(self, death: Death, gathered: Gathered) -> ExecutionOutcome:
         """The outcome of an execution whose worker died: another one has taken over."""
-        interruption = self._interruption
+        strike = None if self._limits is None else self._limits.strike_of_death(death.signal)
         gathered.late = self._late.take(gathered.artifacts)
         try:
             state = self._lives.succeed()
@@ -206,7 +227,7 @@ class WorkerExecutor:
             state = f"no worker could take over: {exc}; the next execution tries again"
         if self.on_death is not None:
             self.on_death(f"the worker {death.words}; {state}", self._last_seq)
-        return death_outcome(death, interruption.reason or "crashed", interruption.taken, state, gathered)
+        return death_outcome(death, self._interruption, strike, state, gathered)
 
     def _name(self, session_id: str, seq: int) -> str:
         """A state as the log names it."""
@@ -372,6 +393,31 @@ class WorkerExecutor:
             except WorkerDied:
                 self._replace(notices)
                 return None
+
+
+def _enclosure(
+    limits: Limits | None, isolation: Literal["none", "process"] | Sandbox, snapshots: SnapshotPolicy
+) -> Enclosure | None:
+    """What holds the limits of a namespace, `None` where nothing is limited; raises `LimitUnavailable`."""
+    is_sandbox = not isinstance(isolation, str)
+    if not is_sandbox and not limits:
+        return None
+    from repl_kernel.enclosure import Enclosure
+    from repl_kernel.limits import NO_LIMITS, SANDBOX_LIMITS
+
+    in_force = (limits or NO_LIMITS).over(SANDBOX_LIMITS if is_sandbox else NO_LIMITS)
+    if not in_force:
+        return None
+    folder = None if isinstance(isolation, str) else isolation.work_folder
+    return Enclosure(in_force, copies=snapshots != "off", sandboxed=is_sandbox, work_folder=folder)
+
+
+def _watch(enclosure: Enclosure | None) -> LimitWatch | None:
+    if enclosure is None:
+        return None
+    from repl_kernel.limit_watch import LimitWatch
+
+    return LimitWatch(enclosure)
 
 
 def _environment_text(text: str) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from repl_kernel.capture import OutputCollector
 from repl_kernel.code_result import CodeResult
+from repl_kernel.failure import condemned
 from task_logger.record import (
     NO_CHANGES,
     Artifact,
@@ -22,6 +23,10 @@ from task_logger.record import (
 )
 
 _FATAL_ERROR = "Fatal Python error: "
+if TYPE_CHECKING:
+    from repl_kernel.interruption import Interruption
+    from repl_kernel.limits import Strike
+
 _OUR_FRAMES = (f'  File "{os.path.dirname(__file__)}{os.sep}', '  File "<string>", line 1 in <module>')
 """How the frames of this package, and of the line that starts a worker, begin in such a report."""
 
@@ -77,17 +82,24 @@ def outcome_from_reply(reply: Mapping[str, Any], gathered: Gathered) -> Executio
 
 
 def death_outcome(
-    death: Death, status: Status, taken: Sequence[str], state: str, gathered: Gathered
+    death: Death, interruption: Interruption, strike: Strike | None, state: str, gathered: Gathered
 ) -> ExecutionOutcome:
     """Put the outcome of an execution whose worker died together.
 
-    `taken` are the signals we had sent it, `state` says in words what is live now.
+    `interruption` says why and how we had ended it, if we had, `strike` which limit was behind it; `state`
+    says in words what is live now.
     """
+    taken, reason = interruption.taken, interruption.reason
+    status: Status = "crashed" if reason is None or reason == "limit" else reason
     steps = f" after {', '.join(taken)}" if taken else ""
     message = f"the worker {death.words}{steps}"
     error_type = {"timeout": "TimeLimitExceeded", "interrupted": "KeyboardInterrupt"}.get(
-        status, "WorkerCrashed"
+        status, "WorkerCrashed" if strike is None else strike.verdict
     )
+    if strike is not None and status == "crashed":
+        message = f"{strike.message}; {message}"
+    elif strike is not None:
+        gathered.notices.append(strike.message)
     text = f"{error_type}: {message}\n"
     error = ExecutionError(
         type=error_type, message=message, traceback=text, signal=death.signal, exit_code=death.exit_code
@@ -120,6 +132,20 @@ def past_time_limit(outcome: ExecutionOutcome, time_limit_s: float) -> Execution
     )
     stderr = outcome.stderr.removesuffix(where) + traceback
     return replace(outcome, status="timeout", error=error, stderr=stderr)
+
+
+def past_limit(outcome: ExecutionOutcome, strike: Strike) -> ExecutionOutcome:
+    """The same as an `error`, with the verdict: it was ended by a limit, or ended by itself beyond it."""
+    old = outcome.error
+    where = old.traceback if old is not None else ""
+    if old is not None and outcome.status == "error":
+        error = condemned(old, strike)
+    else:
+        traceback = f"{where.rpartition('KeyboardInterrupt')[0]}{strike.verdict}: {strike.message}\n"
+        line = old.line if old is not None else None
+        error = ExecutionError(type=strike.verdict, message=strike.message, traceback=traceback, line=line)
+    stderr = outcome.stderr.removesuffix(where) + error.traceback
+    return replace(outcome, status="error", error=error, stderr=stderr)
 
 
 def assemble(result: CodeResult, gathered: Gathered) -> ExecutionOutcome:

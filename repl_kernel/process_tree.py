@@ -9,13 +9,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ProcessStat:
-    """One line of /proc/PID/stat; `start_ticks` is the start in clock ticks since boot."""
+    """One line of /proc/PID/stat; `start_ticks` is the start in clock ticks since boot.
+
+    `cpu_ticks` is the CPU time of the process and of the children that it reaped, `threads` counts its
+    threads, and `resident_pages` what it has of memory, shared or not.
+    """
 
     pid: int
     parent_pid: int
     state: str
     start_ticks: int
     name: str
+    session_id: int
+    cpu_ticks: int
+    threads: int
+    resident_pages: int
 
 
 def read_stat(pid: int) -> ProcessStat | None:
@@ -28,12 +36,20 @@ def read_stat(pid: int) -> ProcessStat | None:
     name, _, rest = data.partition(b"(")[2].rpartition(b")")
     fields = rest.split()
     return ProcessStat(
-        pid, int(fields[1]), fields[0].decode(), int(fields[19]), name.decode("utf-8", "replace")
+        pid,
+        int(fields[1]),
+        fields[0].decode(),
+        int(fields[19]),
+        name.decode("utf-8", "replace"),
+        int(fields[3]),
+        sum(map(int, fields[11:15])),
+        int(fields[17]),
+        int(fields[21]),
     )
 
 
-def descendants(ancestor_pid: int) -> list[ProcessStat]:
-    """Every living descendant, parents before their children; zombies are not among them."""
+def descendants(ancestor_pid: int, *, zombies: bool = False) -> list[ProcessStat]:
+    """Every living descendant, parents before their children; `zombies` are among them where asked for."""
     children: dict[int, list[ProcessStat]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit() and (stat := read_stat(int(entry))) is not None:
@@ -41,7 +57,7 @@ def descendants(ancestor_pid: int) -> list[ProcessStat]:
     found: list[ProcessStat] = []
     generation = children.get(ancestor_pid, [])
     while generation:
-        found += (stat for stat in generation if stat.state not in "ZX")
+        found += (stat for stat in generation if zombies or stat.state not in "ZX")
         generation = [child for stat in generation for child in children.get(stat.pid, [])]
     return found
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from repl_kernel.event_loop import PersistentLoop
+    from repl_kernel.worker_limits import WorkerLimits
 
 
 _UNHURRIED_NS = 50 * MAX_RESET_NS
@@ -59,6 +60,8 @@ class CodeRunner:
         self._watcher = NamespaceWatcher(self.namespace, frozenset())
         self._loop: PersistentLoop | None = None
         self._scratch: CodeRunner | None = None
+        self.limits: WorkerLimits | None = None
+        """Which of this process's limits may be behind what code raises; `None` without any."""
 
     def run(self, text: str, seq: int) -> CodeResult:
         """Run one execution; whatever its code raises, `SystemExit` included, is in the result."""
@@ -69,9 +72,12 @@ class CodeRunner:
         status: Status = "ok"
         started_ns = ended_ns = 0
         gate = self.gate
+        limits = self.limits
         self.sources.register(filename, text)
         try:
             try:
+                if limits is not None:
+                    limits.begin_code()
                 gate.is_open = True
                 program = self._compiler.compile(text, filename)
                 started_ns = perf_counter_ns()
@@ -92,11 +98,19 @@ class CodeRunner:
                 gate.close()
         except BaseException as exc:  # noqa: BLE001 - all of it is the user's
             ended_ns = perf_counter_ns()
+            if limits is not None:
+                limits.spare_memory()
             status, error = self._judge(exc, filename)
         elapsed_ns = ended_ns - started_ns if started_ns else 0
         self.sources.settle(filename, program)
         code = None if program is None else program.body or program.tail
-        changes = self._watcher.changes(code, elapsed_ns)
+        try:
+            changes = self._watcher.changes(code, elapsed_ns)
+        except MemoryError:  # the code has left us none
+            if limits is None:
+                raise
+            limits.spare_memory()
+            changes = self._watcher.changes(code, elapsed_ns)
         return CodeResult(status, elapsed_ns, bundle, error, changes)
 
     def _judge(self, exc: BaseException, filename: str) -> tuple[Status, ExecutionError]:
@@ -105,7 +119,10 @@ class CodeRunner:
         try:
             try:
                 gate.is_open = True
-                return "interrupted" if is_interrupt(exc) else "error", describe_failure(exc, filename)
+                error = describe_failure(exc, filename)
+                if self.limits is not None:
+                    error = self.limits.judge(exc, error)
+                return "interrupted" if is_interrupt(exc) else "error", error
             finally:
                 gate.close()
         except KeyboardInterrupt as interrupt:

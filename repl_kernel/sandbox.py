@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from repl_kernel.errors import SandboxUnavailable, WorkerStartFailed
 from repl_kernel.seccomp import filter_file
@@ -21,6 +21,9 @@ from repl_kernel.spawn import Launcher
 
 _TMP_BYTES = 1 << 30
 """Of /tmp and of /dev/shm each: they hold memory of the machine."""
+
+_TMP_SHARE = 4
+"""Each is bounded by this part of the memory that the code may have, too: what they hold can't be killed."""
 
 _SYSTEM_FOLDERS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 """Links into /usr on most systems, folders on others; /usr itself is always there."""
@@ -60,10 +63,20 @@ _USERNS_FIX = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sandbox:
-    """One sandbox: its work folder, which must exist, and whether it shares the machine's network."""
+    """One sandbox: its work folder, which must exist, and whether it shares the machine's network.
+
+    `tmp_bytes` is what /tmp and /dev/shm may hold, each.
+    """
 
     work_folder: str
     network: bool = False
+    tmp_bytes: int = _TMP_BYTES
+
+    def within(self, memory_bytes: float | None) -> Sandbox:
+        """The same, with a /tmp and a /dev/shm that leave most of so much memory to the code."""
+        if memory_bytes is None:
+            return self
+        return replace(self, tmp_bytes=min(self.tmp_bytes, int(memory_bytes / _TMP_SHARE)))
 
     def launcher(self) -> Launcher:
         """The program that starts a command in this sandbox; the caller closes its descriptors.
@@ -83,7 +96,7 @@ class Sandbox:
         command = [
             program, *namespaces, "--unshare-cgroup-try", "--hostname", "sandbox",
             "--as-pid-1", "--new-session", "--cap-drop", "ALL", "--seccomp", str(seccomp_fd),
-            *_system(self.network), *_kernel_folders(), *_binds(work_folder),
+            *_system(self.network), *_kernel_folders(self.tmp_bytes), *_binds(work_folder),
             "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", work_folder, "--",
         ]  # fmt: skip
         return Launcher(command, (seccomp_fd,))
@@ -138,7 +151,7 @@ def _system(has_network: bool) -> Iterator[str]:
         yield from ("--ro-bind-try", f"/etc/{name}", f"/etc/{name}")
 
 
-def _kernel_folders() -> Iterator[str]:
+def _kernel_folders(tmp_bytes: int) -> Iterator[str]:
     yield from ("--proc", "/proc")
     for name in _READ_ONLY_PROC:
         if os.path.exists(f"/proc/{name}"):
@@ -148,7 +161,7 @@ def _kernel_folders() -> Iterator[str]:
             yield from ("--ro-bind", "/dev/null", f"/proc/{name}")
     yield from ("--dev", "/dev")
     for folder in ("/dev/shm", "/tmp"):
-        yield from ("--perms", "1777", "--size", str(_TMP_BYTES), "--tmpfs", folder)
+        yield from ("--perms", "1777", "--size", str(tmp_bytes), "--tmpfs", folder)
 
 
 def _binds(work_folder: str) -> Iterator[str]:

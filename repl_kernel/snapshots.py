@@ -128,6 +128,10 @@ class SnapshotRing:
         self._base = self._faults = 0
         self._measure_at = 0
 
+    def share_limit(self, memory_bytes: float) -> None:
+        """Hold no more than the workers may: the last copy as much as one of them, all others less."""
+        self.max_bytes = min(self.max_bytes, int(memory_bytes / _LAST_SHARE))
+
     def __len__(self) -> int:
         return len(self._kept)
 

@@ -10,21 +10,40 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from repl_kernel.capture import OpenSpool, OutputCollector
 from repl_kernel.exchange import Exchange, WorkerDied
 from repl_kernel.interruption import Interruption
 from repl_kernel.late import LateCollector
 from repl_kernel.lives import wake_beside
-from repl_kernel.outcome import Death, Gathered, death_outcome, outcome_from_reply, past_time_limit
+from repl_kernel.outcome import (
+    Death,
+    Gathered,
+    death_outcome,
+    outcome_from_reply,
+    past_limit,
+    past_time_limit,
+)
 from repl_kernel.process_tree import kill_descendants
 from repl_kernel.snapshots import Snapshot
 from repl_kernel.worker_link import death_of
 from task_logger.record import ExecutionOutcome, ExecutionRequest, Isolation
 
+if TYPE_CHECKING:
+    from repl_kernel.enclosure import Enclosure
+    from repl_kernel.limit_watch import LimitWatch
+
 ExitStatus = Callable[[int], int | None]
 """How a worker with that pid has ended: the keeper knows."""
+
+
+def _watch(enclosure: Enclosure | None) -> LimitWatch | None:
+    if enclosure is None:
+        return None
+    from repl_kernel.limit_watch import LimitWatch
+
+    return LimitWatch(enclosure, alone=False)
 
 
 class Candidate:
@@ -36,6 +55,7 @@ class Candidate:
         request: ExecutionRequest,
         open_spool: OpenSpool,
         isolation: Isolation,
+        enclosure: Enclosure | None = None,
         *,
         parent: str,
     ) -> None:
@@ -44,9 +64,15 @@ class Candidate:
         self.base = snapshot
         self.outcome: ExecutionOutcome | None = None
         self.link, notices = wake_beside(snapshot, seq=snapshot.seq)
-        self._streams = (OutputCollector("stdout", open_spool), OutputCollector("stderr", open_spool))
+        self._watch = _watch(enclosure)
+        meter = None if self._watch is None else self._watch.meter
+        self._streams = (
+            OutputCollector("stdout", open_spool, meter),
+            OutputCollector("stderr", open_spool, meter),
+        )
         self._interruption = Interruption()
         self._exchange = Exchange(self._interruption, self._streams, LateCollector(open_spool), open_spool)
+        self._exchange.limits = self._watch
         self._gathered = Gathered("worker", isolation, self._streams)
         self._gathered.notices += notices
         self._gathered.parent = parent
@@ -62,15 +88,18 @@ class Candidate:
             self._interruption.disarm()
             elapsed_ns = time.perf_counter_ns() - began_ns
             death = Death(*death_of(exit_status(self.link.inner_pid)), elapsed_ns)
-            status = self._interruption.reason or "crashed"
+            strike = None if self._watch is None else self._watch.strike_of_death(death.signal)
             self.outcome = death_outcome(
-                death, status, self._interruption.taken, "this candidate can't be adopted", self._gathered
+                death, self._interruption, strike, "this candidate can't be adopted", self._gathered
             )
             return
         self._interruption.disarm()
         self._gathered.parts = self._exchange.parts
         outcome = outcome_from_reply(reply, self._gathered)
-        if (
+        strike = None if self._watch is None else self._watch.strike_of(outcome)
+        if strike is not None:
+            outcome = past_limit(outcome, strike)
+        elif (
             limit_s is not None
             and self._interruption.reason == "timeout"
             and (outcome.status == "interrupted" or outcome.elapsed_ms > limit_s * 1000)

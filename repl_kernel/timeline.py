@@ -72,10 +72,14 @@ class TimelineExecutor(WorkerExecutor):
             snapshot = lives.ring.get(lives.state_seq)
             candidates: list[Candidate] = []
             try:
+                if lives.enclosure is not None:
+                    lives.enclosure.make_room(len(lives.ring), 1 + len(requests))
                 for request in requests:
                     name = self._name(request.session_id, snapshot.seq)
                     candidates.append(
-                        Candidate(snapshot, request, self._open_spool, self.isolation, parent=name)
+                        Candidate(
+                            snapshot, request, self._open_spool, self.isolation, lives.enclosure, parent=name
+                        )
                     )
                 messages = [self._message(each.request, each.link, may_ask=False) for each in candidates]
             except BaseException:

@@ -30,7 +30,12 @@ from repl_kernel.copies import Copier
 from repl_kernel.errors import ProtocolViolation
 from repl_kernel.framing import RECEIVE_BYTES, FrameReader, pack
 from repl_kernel.keeper import Keeper
-from repl_kernel.linux import forbid_new_privileges, set_parent_death_signal, set_process_name
+from repl_kernel.linux import (
+    forbid_new_privileges,
+    set_parent_death_signal,
+    set_process_name,
+    volunteer_for_oom_killer,
+)
 from repl_kernel.orphaned_programs import WORKER_NAME
 from repl_kernel.probe import Attempt, probe_process, probe_sandbox
 from repl_kernel.process_tree import last_pid
@@ -89,6 +94,8 @@ class Worker:
                     self._send(pack({"id": message["id"], "done": True}))
             elif operation == "probe":
                 self._send(pack({"id": message["id"], "attempts": self._probe(message)}))
+            elif operation == "limit":
+                self._send(pack({"id": message["id"], "refused": self._limit(message["limits"])}))
             elif operation == "variables":
                 self._send(pack({"id": message["id"], "variables": self._runner.variables()}))
             elif operation == "close":
@@ -139,6 +146,19 @@ class Worker:
             finally:
                 self._copier.is_forking = False
         return attempts
+
+    def _limit(self, limits: dict[str, int]) -> str | None:
+        """Hold these limits from now on; returns why it can't be, `None` where it can."""
+        from repl_kernel.worker_limits import WorkerLimits
+
+        held = WorkerLimits()
+        try:
+            held.hold(limits)
+        except (OSError, ValueError) as exc:
+            return str(exc)
+        self._runner.limits = self._copier.limits = held
+        self._runner.forget_imports()
+        return None
 
     def _connect(self, data_fd: int) -> None:
         """Speak to the session on this socket; a receive gives up once it is time for a copy."""
@@ -194,7 +214,14 @@ class Worker:
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             return None
-        return last_pid()
+        try:
+            return last_pid()
+        except OSError:  # the code has as many files open as it may
+            self._copier.spare_files(True)
+            try:
+                return last_pid()
+            finally:
+                self._copier.spare_files(False)
 
     def _receive(self) -> dict[str, Any] | None:
         """The next message; `None` once the session has closed its end."""
@@ -253,6 +280,7 @@ class Worker:
             os._exit(70)
         os.setsid()
         set_process_name(WORKER_NAME)
+        volunteer_for_oom_killer()
         if self._isolation != "none":
             forbid_new_privileges()
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -94,7 +94,7 @@ class WorkerLink:
                     self._close_pipe(fd)
                     break
                 total += len(data)
-                collector.feed(data, on_output)
+                collector.take(data, on_output)
                 if len(data) < RECEIVE_BYTES:
                     break
         return total

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -174,6 +175,59 @@ def test_serve_is_the_default_command_and_takes_a_route(run: Run) -> None:
     assert (ready["params"]["route"], reply["result"]["result"]) == ("worker", {"text/plain": "2"})
     ready, reply = (json.loads(line) for line in run(given=given).stdout.splitlines())
     assert (ready["params"]["route"], reply["id"]) == ("local", 1)
+
+
+@pytest.mark.parametrize("isolation", ["none", "process"])
+@pytest.mark.parametrize("command", ["serve", "run"])
+def test_the_isolation_that_is_asked_for_is_in_the_log(
+    tmp_path: Path, run: Run, command: str, isolation: str
+) -> None:
+    _give_one_execution(run, command, "1 + 1", "--route", "worker", "--isolation", isolation)
+    assert [(line["route"], line["isolation"]) for line in lines_of(tmp_path)] == [("worker", isolation)]
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+@pytest.mark.parametrize("command", ["serve", "run"])
+def test_a_sandbox_has_the_folder_and_the_network_that_are_asked_for(
+    tmp_path: Path, run: Run, command: str
+) -> None:
+    (tmp_path / "work").mkdir()
+    code = "import os; open('networks', 'w').write(os.readlink('/proc/self/ns/net'))"
+    options = ("--isolation", "sandbox", "--work-folder", "work")
+    for more, is_shared in (((), False), (("--network",), True)):
+        _give_one_execution(run, command, code, *options, *more)
+        network = (tmp_path / "work" / "networks").read_text()
+        assert (network == os.readlink("/proc/self/ns/net")) is is_shared
+    assert [(line["route"], line["isolation"]) for line in lines_of(tmp_path)] == [("worker", "sandbox")] * 2
+
+
+def _give_one_execution(run: Run, command: str, code: str, *options: str) -> None:
+    if command == "run":
+        done = run("run", *options, "-", given=code)
+    else:
+        request = {"jsonrpc": "2.0", "id": 1, "method": "execute", "params": {"code": code}}
+        done = run("serve", *options, given=json.dumps(request) + "\n")
+        assert json.loads(done.stdout.splitlines()[-1])["result"]["success"]
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", [("serve",), ("run", "-")])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--route", "local", "--isolation", "sandbox"), "needs route='worker'"),
+        (("--route", "worker", "--network"), "needs isolation='sandbox'"),
+        (("--isolation", "process", "--work-folder", "."), "needs isolation='sandbox'"),
+        (("--isolation", "sandbox", "--work-folder", "absent"), "make it first"),
+    ],
+)
+def test_options_that_do_not_go_together_are_one_line(
+    run: Run, command: tuple[str, ...], options: tuple[str, ...], said: str
+) -> None:
+    done = run(*command, *options, given="1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"json-repl: .*\n", done.stderr), done.stderr
+    assert said in done.stderr
 
 
 @both_routes
