@@ -191,6 +191,7 @@ def _run_recorded(
 ) -> int:
     from json_repl.descriptors import take_standard_descriptors
     from json_repl.errors import SessionError
+    from json_repl.own_process import shield_process
     from json_repl.run import run_cells
     from json_repl.session import Session
     from json_repl.terminal import Terminal
@@ -198,6 +199,7 @@ def _run_recorded(
     from task_logger.errors import ConfigurationError, TaskLogError
 
     try:
+        shield_process()
         terminal = Terminal(take_standard_descriptors(own_output=False))
         with Session(actor="run", owns_process=True, **settings) as session:
             return run_cells(

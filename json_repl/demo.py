@@ -56,8 +56,10 @@ def _run_demo() -> int:
     from rich.console import Console
 
     from json_repl.descriptors import StandardDescriptors, take_standard_descriptors
+    from json_repl.own_process import shield_process
     from json_repl.session import Session
 
+    shield_process()
     taken = take_standard_descriptors(own_output=False)
     # A traceback is part of the tour: it goes where the rest goes, in its place.
     terminal = Terminal(

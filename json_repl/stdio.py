@@ -24,6 +24,7 @@ from json_repl.descriptors import StandardDescriptors, take_standard_descriptors
 from json_repl.errors import InvalidRequest, SessionClosed, SessionError
 from json_repl.lines import LineWriter
 from json_repl.messages import Rejected, Request, RequestId
+from json_repl.own_process import shield_process
 from json_repl.params import Execute, InputReply
 from json_repl.request_reader import RequestReader
 from json_repl.served import NOT_WHILE_RUNNING, ServedSessions
@@ -62,7 +63,6 @@ def serve(route: SessionRoute | None = None, *, spawned: Any = None, **settings:
     """
     if os.name != "posix":
         return _refuse("json-repl: runs on Linux and macOS; on Windows, run it inside WSL")
-    from json_repl.session import Session
     from repl_kernel.errors import KernelError
     from task_logger.errors import ConfigurationError, TaskLogError
 
@@ -71,6 +71,9 @@ def serve(route: SessionRoute | None = None, *, spawned: Any = None, **settings:
     except OSError as exc:
         return _refuse(f"json-repl: standard input or output can't be used ({exc.strerror}); connect both")
     try:
+        shield_process()
+        from json_repl.session import Session  # what takes time, once nobody can look
+
         session = Session(route, actor="stdio", owns_process=True, spawned=spawned, **settings)
     except (TaskLogError, KernelError, SessionError, OSError) as exc:
         return _refuse(f"json-repl: {exc}", 2 if isinstance(exc, ConfigurationError) else 1)
