@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 
-from json_repl.params import LATER_METHODS, ONE_SESSION_METHODS, PARAMS_PARSERS, BadParams, Params
+from json_repl.params import ONE_SESSION_METHODS, PARAMS_PARSERS, BadParams, Params
 
 RequestId: TypeAlias = str | int | None
 
@@ -213,8 +213,6 @@ def _checked_method(message: Mapping[str, Any]) -> str:
 
 def _parse_params(method: str, message: Mapping[str, Any]) -> tuple[str | None, Params]:
     """The session that is meant, `None` for the process's first one, and the method's own params."""
-    if method in LATER_METHODS:
-        raise _Refusal(NO_SUCH_METHOD, f"no such method in this version: {method}")
     parser = PARAMS_PARSERS.get(method)
     if parser is None:
         raise _Refusal(

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from json_repl import messages
+from json_repl.cursor_params import Complete, Inspect
 from json_repl.errors import InvalidRequest, SessionClosed
 from json_repl.params import History
 from json_repl.timeline_params import Adopt, Branch, Rewind, Speculate
@@ -33,6 +34,10 @@ def act(sessions: ServedSessions, request: Request) -> object:
         result = {"session_id": branch.session_id, "route": branch.route, "log": branch.log_path}
     elif isinstance(params, Adopt):
         session.adopt(params.candidate)
+    elif isinstance(params, Complete):
+        result = session.complete(params.code, params.cursor)
+    elif isinstance(params, Inspect):
+        result = session.inspect(params.code, params.cursor, params.detail_level)
     elif isinstance(params, History):
         result = session.history(params.last)
     elif request.method == "variables":

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
+    from json_repl.cursor_params import Complete, Inspect
     from json_repl.timeline_params import Adopt, Branch, Rewind, Speculate
 
 
@@ -35,7 +36,9 @@ class InputReply(NamedTuple):
     text: str | None
 
 
-Params: TypeAlias = "Execute | History | InputReply | Rewind | Branch | Speculate | Adopt | None"
+Params: TypeAlias = (
+    "Execute | Complete | Inspect | History | InputReply | Rewind | Branch | Speculate | Adopt | None"
+)
 """`None`: the method takes none."""
 
 
@@ -46,7 +49,7 @@ class BadParams(Exception):
 def _parse_execute(given: Mapping[str, Any]) -> Execute:
     refuse_unknown(given, "execute", ("code", "time_limit_s", "stream", "allow_input", "tags", "atomic"))
     return Execute(
-        code=_text(given, "code"),
+        code=text(given, "code"),
         time_limit_s=time_limit_s(given),
         stream=flag(given, "stream"),
         allow_input=flag(given, "allow_input"),
@@ -67,7 +70,7 @@ def _parse_input_reply(given: Mapping[str, Any]) -> InputReply:
     refuse_unknown(given, "input_reply", ("text",))
     if "text" in given and given["text"] is None:
         return InputReply(text=None)
-    return InputReply(text=_text(given, "text"))
+    return InputReply(text=text(given, "text"))
 
 
 def _parse_nothing(given: Mapping[str, Any]) -> None:
@@ -82,12 +85,23 @@ def refuse_unknown(given: Mapping[str, Any], method: str, known: tuple[str, ...]
             raise BadParams(f"no such param: {name[:100]!r}; {method} takes {takes}")
 
 
-def _text(given: Mapping[str, Any], name: str) -> str:
+def text(given: Mapping[str, Any], name: str) -> str:
+    """A param that is a string; raises `BadParams`."""
     if name not in given:
         raise BadParams(f"{name} is missing; it must be a string")
     value = given[name]
     if not isinstance(value, str):
         raise BadParams(f"{name} must be a string")
+    return value
+
+
+def count(given: Mapping[str, Any], name: str) -> int:
+    """A param that is an integer of 0 or more; raises `BadParams`."""
+    if name not in given:
+        raise BadParams(f"{name} is missing; it must be an integer of 0 or more")
+    value = given[name]
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise BadParams(f"{name} must be an integer of 0 or more")
     return value
 
 
@@ -122,6 +136,17 @@ MAX_TIME_LIMIT_S = 366 * 24 * 3600
 """Timers of the system overflow not far above this; no limit at all is `null`."""
 
 
+def _parse_cursor(method: str) -> Callable[[Mapping[str, Any]], Params]:
+    """As `_parse_timeline`."""
+
+    def parse(given: Mapping[str, Any]) -> Params:
+        from json_repl.cursor_params import CURSOR_PARSERS
+
+        return CURSOR_PARSERS[method](given)
+
+    return parse
+
+
 def _parse_timeline(method: str) -> Callable[[Mapping[str, Any]], Params]:
     """The parser of a method that most servers never hear of: its types are made when they do."""
 
@@ -138,6 +163,8 @@ PARAMS_PARSERS: Mapping[str, Callable[[Mapping[str, Any]], Params]] = {
     "interrupt": _parse_nothing,
     "restart": _parse_nothing,
     "variables": _parse_nothing,
+    "complete": _parse_cursor("complete"),
+    "inspect": _parse_cursor("inspect"),
     "history": _parse_history,
     "input_reply": _parse_input_reply,
     "snapshots": _parse_nothing,
@@ -153,6 +180,3 @@ PARAMS_PARSERS: Mapping[str, Callable[[Mapping[str, Any]], Params]] = {
 
 ONE_SESSION_METHODS = frozenset(PARAMS_PARSERS) - {"input_reply", "ping"}
 """These also take `session_id`, that of a branch; without it, the process's first session is meant."""
-
-LATER_METHODS = frozenset(("complete", "inspect"))
-"""Methods of later versions: no typing mistakes, and the error says so."""

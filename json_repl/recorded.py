@@ -113,6 +113,14 @@ class RecordedExecutor:
         """See `Executor`."""
         return self._inner.variables()
 
+    def complete(self, code: str, cursor: int) -> Mapping[str, object]:
+        """See `Executor`; nothing is recorded."""
+        return self._inner.complete(code, cursor)
+
+    def inspect(self, code: str, cursor: int, detail_level: int = 0) -> Mapping[str, object]:
+        """See `Executor`; nothing is recorded."""
+        return self._inner.inspect(code, cursor, detail_level)
+
     def record_all(self, requests: Sequence[ExecutionRequest], run: RunAll) -> list[ExecutionRecord]:
         """Run several requests of one task at once, and return their records, in their order.
 

@@ -92,6 +92,21 @@ class RemoteSession(ABC):
         described: list[dict[str, Any]] = self._request("variables", {})
         return described
 
+    def complete(self, code: str, cursor: int) -> dict[str, Any]:
+        """What can be typed at the cursor, in code points: the content of Jupyter's `complete_reply`.
+
+        This and `inspect` raise `RequestFailed` while an execution runs, and for a cursor outside the code.
+        """
+        found: dict[str, Any] = self._request("complete", {"code": code, "cursor": cursor})
+        return found
+
+    def inspect(self, code: str, cursor: int, detail_level: int = 0) -> dict[str, Any]:
+        """What is known of the object under the cursor, with `detail_level` 1 its source too: the content of
+        Jupyter's `inspect_reply`."""
+        params = {"code": code, "cursor": cursor, "detail_level": detail_level}
+        found: dict[str, Any] = self._request("inspect", params)
+        return found
+
     def history(self, last: int | None = None) -> list[dict[str, Any]]:
         """Past records of the session, newest last; `None` means all."""
         records: list[dict[str, Any]] = self._request("history", {"last": last})

@@ -9,7 +9,9 @@ from json_repl.errors import InvalidRequest
 if TYPE_CHECKING:
     from json_repl.session import Session
 
-NOT_WHILE_RUNNING = frozenset(("restart", "snapshot", "rewind", "branch", "speculate", "adopt", "discard"))
+NOT_WHILE_RUNNING = frozenset(
+    ("restart", "snapshot", "rewind", "branch", "speculate", "adopt", "discard", "complete", "inspect")
+)
 """Methods that are about the live state, which is none while code runs."""
 
 

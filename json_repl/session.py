@@ -263,6 +263,37 @@ class Session(Timeline):
             self._require_open()
             return [dict(variable) for variable in self._recorded.variables()]
 
+    def complete(self, code: str, cursor: int) -> dict[str, Any]:
+        """What can be typed at the cursor, in code points: the content of Jupyter's `complete_reply`.
+
+        Takes a second at most, once it has its turn; nothing of it is recorded. Raises `InvalidRequest`, and
+        `CannotFork` where the worker can't be copied for it.
+        """
+        with self._turn:
+            self._require_question("complete", code, cursor)
+            return dict(self._recorded.complete(code, cursor))
+
+    def inspect(self, code: str, cursor: int, detail_level: int = 0) -> dict[str, Any]:
+        """What is known of the object under the cursor, with `detail_level` 1 its source too: the content of
+        Jupyter's `inspect_reply`. As `complete`."""
+        with self._turn:
+            self._require_question("inspect", code, cursor)
+            if isinstance(detail_level, bool) or detail_level not in (0, 1):
+                raise InvalidRequest("detail_level", f"must be 0 or 1, not {detail_level!r}")
+            return dict(self._recorded.inspect(code, cursor, detail_level))
+
+    def _require_question(self, name: str, code: str, cursor: int) -> None:
+        """Raise where `complete` and `inspect` can't be asked, or not this."""
+        self._require_open()
+        if self._is_executing:
+            raise InvalidRequest(name, "was called from within an execution of the same session")
+        if type(code) is not str:
+            raise InvalidRequest("code", f"must be a text, not a {type(code).__name__}")
+        if isinstance(cursor, bool) or not isinstance(cursor, int) or not 0 <= cursor <= len(code):
+            raise InvalidRequest(
+                "cursor", f"must be from 0 to {len(code)}, the code's length in code points, not {cursor!r}"
+            )
+
     @property
     def work_folder(self) -> str | None:
         """The folder that a sandboxed worker can write to, `None` without a sandbox."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from json_repl.params import BadParams, flag, refuse_unknown, tags, time_limit_s
+from json_repl.params import BadParams, count, flag, refuse_unknown, tags, time_limit_s
 
 if TYPE_CHECKING:
     from json_repl.params import Params
@@ -43,12 +43,12 @@ class Adopt(NamedTuple):
 
 def _parse_rewind(given: Mapping[str, Any]) -> Rewind:
     refuse_unknown(given, "rewind", ("seq",))
-    return Rewind(seq=_count(given, "seq"))
+    return Rewind(seq=count(given, "seq"))
 
 
 def _parse_branch(given: Mapping[str, Any]) -> Branch:
     refuse_unknown(given, "branch", ("seq", "reseed"))
-    return Branch(seq=_count(given, "seq"), reseed=flag(given, "reseed"))
+    return Branch(seq=count(given, "seq"), reseed=flag(given, "reseed"))
 
 
 def _parse_speculate(given: Mapping[str, Any]) -> Speculate:
@@ -63,16 +63,7 @@ def _parse_speculate(given: Mapping[str, Any]) -> Speculate:
 
 def _parse_adopt(given: Mapping[str, Any]) -> Adopt:
     refuse_unknown(given, "adopt", ("index",))
-    return Adopt(candidate=_count(given, "index"))
-
-
-def _count(given: Mapping[str, Any], name: str) -> int:
-    if name not in given:
-        raise BadParams(f"{name} is missing; it must be an integer of 0 or more")
-    value = given[name]
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise BadParams(f"{name} must be an integer of 0 or more")
-    return value
+    return Adopt(candidate=count(given, "index"))
 
 
 TIMELINE_PARSERS: Mapping[str, Callable[[Mapping[str, Any]], Params]] = {

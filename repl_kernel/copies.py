@@ -104,6 +104,10 @@ class Copier:
         self.last_cost_s = time.perf_counter() - began
         return None
 
+    def fork_answering(self) -> bool:
+        """Fork a copy that only answers a question; returns whether this is it. Raises OSError."""
+        return self._fork(SNAPSHOT_NAME)
+
     def announce_live(self, lost: tuple[str, ...]) -> None:
         """Tell the session that this process is the live worker now, and what of the user's it lacks."""
         pidfd = os.pidfd_open(os.getpid())

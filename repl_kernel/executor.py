@@ -48,6 +48,21 @@ class Executor(Protocol):
         each, by name."""
         ...
 
+    def complete(self, code: str, cursor: int) -> Mapping[str, object]:
+        """What can be typed at the cursor, in code points: the content of Jupyter's `complete_reply`.
+
+        This and `inspect` evaluate no calls and no properties; `__dir__`, `__repr__` and their like may run,
+        for at most a second: where that doesn't do, nothing is found. Neither leaves a trace in the next
+        outcome, nor may be called while an execution runs. Raises `RequestRefused` for a cursor that is not
+        in the code.
+        """
+        ...
+
+    def inspect(self, code: str, cursor: int, detail_level: int = 0) -> Mapping[str, object]:
+        """What is known of the object under the cursor, from `detail_level` 1 on with its source: the content
+        of Jupyter's `inspect_reply`. As `complete`."""
+        ...
+
     def close(self) -> None:
         """End the executor and every process it started; idempotent. A running execution is
         interrupted first."""

@@ -9,18 +9,22 @@ from __future__ import annotations
 import _thread
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 
 from repl_kernel.capture import OpenSpool, OutputCollector, open_temporary_spool
-from repl_kernel.errors import ExecutorClosed, InterruptedByCaller
+from repl_kernel.errors import ExecutorClosed, InterruptedByCaller, RequestRefused
 from repl_kernel.executor import OnInput, OnOutput
+from repl_kernel.failure import is_interrupt
 from repl_kernel.late import LateCollector
 from repl_kernel.local_interruption import LocalInterruption, SignalGate, ThreadGate
 from repl_kernel.outcome import Gathered, assemble, past_time_limit
 from repl_kernel.run_code import CodeRunner
 from repl_kernel.surroundings import HostSurroundings, OwnSurroundings, Surroundings
 from task_logger.record import ExecutionOutcome, ExecutionRequest, Isolation, Route
+
+_QUESTION_BOUND_S = 0.7
+"""How long code of the user's may run for a question; the caller is promised an answer within a second."""
 
 
 class LocalExecutor:
@@ -51,6 +55,7 @@ class LocalExecutor:
         self._streams = (OutputCollector("stdout", open_spool), OutputCollector("stderr", open_spool))
         self._gate: ThreadGate | SignalGate = SignalGate() if owns_process else ThreadGate()
         self._interruption = LocalInterruption(self._gate)
+        self._asking = LocalInterruption(self._gate)
         self._runner = self._new_runner()
         self._modules_seen = 0
         self._has_run = self._is_emptied = False
@@ -119,6 +124,50 @@ class LocalExecutor:
         """Describe the variables; see `Executor`."""
         with self._turn:
             return list(self._runner.variables())
+
+    def complete(self, code: str, cursor: int) -> Mapping[str, object]:
+        """What can be typed at the cursor; see `Executor`.
+
+        What the user's `__dir__` changes, stays changed; one that never comes back to Python is waited for.
+        """
+        from repl_kernel.cursor_reply import completion_reply
+
+        answer = self._ask(lambda: self._runner.complete(code, cursor))
+        return completion_reply([], cursor, cursor) if answer is None else answer
+
+    def inspect(self, code: str, cursor: int, detail_level: int = 0) -> Mapping[str, object]:
+        """What is known of the object under the cursor; see `Executor`. As `complete`."""
+        from repl_kernel.cursor_reply import inspection_reply
+
+        answer = self._ask(lambda: self._runner.inspect(code, cursor, detail_level))
+        return inspection_reply(None) if answer is None else answer
+
+    def _ask(self, question: Callable[[], dict[str, object]]) -> dict[str, object] | None:
+        """The answer to a question that may run code of the user's, `None` where that fails or takes
+        too long."""
+        with self._turn:
+            if self._is_closed:
+                raise ExecutorClosed("this executor is closed; make another one")
+            self._surroundings.begin_question()
+            self._asking.arm(_QUESTION_BOUND_S)
+            failure: BaseException | None = None
+            try:
+                try:
+                    self._gate.is_open = True
+                    return question()
+                finally:
+                    self._gate.close()
+            except RequestRefused:
+                raise
+            except BaseException as exc:  # noqa: BLE001 - all else is the user's
+                self._gate.close()
+                failure = exc
+            finally:
+                self._asking.disarm()
+                self._surroundings.end_question()
+            if is_interrupt(failure) and self._asking.reason is None:
+                raise failure  # the host's own
+            return None
 
     def close(self) -> None:
         """Let go of the namespace and give back the streams."""

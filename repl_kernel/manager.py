@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from repl_kernel.capture import OpenSpool, OutputCollector, open_temporary_spool
 from repl_kernel.confinement import Confinement
 from repl_kernel.errors import (
+    CannotFork,
     ExecutorClosed,
     InterruptedByCaller,
     RequestRefused,
@@ -250,11 +251,7 @@ class WorkerExecutor:
 
     def _message(self, request: ExecutionRequest, link: WorkerLink, may_ask: bool) -> dict[str, Any]:
         code = request.code
-        if len(code) > MAX_CODE_CHARACTERS:
-            raise RequestRefused(
-                f"the code has {len(code)} characters, a worker takes {MAX_CODE_CHARACTERS}; "
-                "pass data in a file"
-            )
+        _check_size(code)
         self._message_id += 1
         message: dict[str, Any] = {
             "id": self._message_id,
@@ -273,11 +270,7 @@ class WorkerExecutor:
                 **self.environment,
             }
         if not code.isascii():
-            try:
-                code.encode()
-            except UnicodeEncodeError:  # JSON can't hold it; what is wrong with it, the compiler says
-                del message["code"]
-                message["code_hex"] = code.encode("utf-8", "surrogatepass").hex()
+            _make_encodable(message)
         return message
 
     def interrupt(self) -> bool:
@@ -298,6 +291,43 @@ class WorkerExecutor:
         reply = self._ask("variables", [])
         found: list[Mapping[str, object]] = reply["variables"] if reply is not None else []
         return found
+
+    def complete(self, code: str, cursor: int) -> Mapping[str, object]:
+        """What can be typed at the cursor; see `Executor`. Raises `CannotFork` where it takes a process more.
+
+        A copy of the worker answers: whatever `__dir__` does, the worker doesn't notice.
+        """
+        from repl_kernel.cursor_reply import check_cursor, completion_reply
+
+        check_cursor(code, cursor)
+        return self._ask_copy("complete", code, cursor) or completion_reply([], cursor, cursor)
+
+    def inspect(self, code: str, cursor: int, detail_level: int = 0) -> Mapping[str, object]:
+        """What is known of the object under the cursor; see `Executor`. As `complete`."""
+        from repl_kernel.cursor_reply import check_cursor, inspection_reply
+
+        check_cursor(code, cursor)
+        return self._ask_copy("inspect", code, cursor, detail_level=detail_level) or inspection_reply(None)
+
+    def _ask_copy(
+        self, operation: str, code: str, cursor: int, **details: object
+    ) -> Mapping[str, object] | None:
+        """The answer of a copy of the worker, `None` where it has none."""
+        _check_size(code)
+        fields: dict[str, Any] = {"code": code, "cursor": cursor, **details}
+        _make_encodable(fields)
+        with self._turn:
+            notices: list[str] = []
+            reply = self._ask(operation, notices, **fields)
+            self._first_notices += notices
+            if self._exchange.keyboard_interrupt is not None:
+                raise self._exchange.keyboard_interrupt
+        if reply is None:
+            return None
+        if "refused" in reply:
+            raise CannotFork(f"the system has no process for it: {reply['refused']}")
+        answer: Mapping[str, object] | None = reply["answer"]
+        return answer
 
     def snapshot(self) -> int:
         """Keep the live state now; returns the execution it is the state of. Raises `SnapshotRefused`."""
@@ -383,13 +413,13 @@ class WorkerExecutor:
         if self.on_death is not None:
             self.on_death(text, None)
 
-    def _ask(self, operation: str, notices: list[str]) -> dict[str, Any] | None:
+    def _ask(self, operation: str, notices: list[str], **fields: object) -> dict[str, Any] | None:
         """Have the worker do something between executions; `None` where it died of it."""
         with self._turn:
             link = self._attend(notices)
             self._message_id += 1
             try:
-                return self._exchange.run(link, {"id": self._message_id, "op": operation})
+                return self._exchange.run(link, {"id": self._message_id, "op": operation, **fields})
             except WorkerDied:
                 self._replace(notices)
                 return None
@@ -418,6 +448,21 @@ def _watch(enclosure: Enclosure | None) -> LimitWatch | None:
     from repl_kernel.limit_watch import LimitWatch
 
     return LimitWatch(enclosure)
+
+
+def _check_size(code: str) -> None:
+    if len(code) > MAX_CODE_CHARACTERS:
+        raise RequestRefused(
+            f"the code has {len(code)} characters, a worker takes {MAX_CODE_CHARACTERS}; pass data in a file"
+        )
+
+
+def _make_encodable(message: dict[str, Any]) -> None:
+    """Have a message hold its code in a form that JSON can hold; what is wrong with it, the compiler says."""
+    try:
+        message["code"].encode()
+    except UnicodeEncodeError:
+        message["code_hex"] = message.pop("code").encode("utf-8", "surrogatepass").hex()
 
 
 def _environment_text(text: str) -> str:

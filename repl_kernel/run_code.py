@@ -192,6 +192,18 @@ class CodeRunner:
 
         return describe_all(self.namespace, frozenset())
 
+    def complete(self, code: str, cursor: int) -> dict[str, object]:
+        """What can be typed next; see `completion`. May run code of the user's: the caller bounds it."""
+        from repl_kernel.completion import complete
+
+        return complete(self.namespace, code, cursor)
+
+    def inspect(self, code: str, cursor: int, detail_level: int) -> dict[str, object]:
+        """What is known of the object under the cursor; see `inspection`. As `complete`."""
+        from repl_kernel.inspection import inspect
+
+        return inspect(self.namespace, code, cursor, detail_level)
+
     def close(self) -> None:
         """Close the event loop, where executions had one."""
         if self._loop is not None:

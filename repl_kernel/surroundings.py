@@ -38,6 +38,14 @@ class Surroundings(Protocol):
         """It has ended: all its output is in the collectors; raises what `on_output` raised."""
         ...
 
+    def begin_question(self) -> None:
+        """Something is looked up in this thread, between executions: what it prints is no execution's."""
+        ...
+
+    def end_question(self) -> None:
+        """It has ended."""
+        ...
+
     def close(self) -> None:
         """Give back what was taken."""
         ...
@@ -47,6 +55,7 @@ class HostSurroundings:
     """Captures what the executing thread writes to `sys.stdout` and `sys.stderr`, and nothing else."""
 
     def __init__(self, collectors: Collectors) -> None:
+        self._collectors = collectors
         self._sinks = (_Sink(collectors[0]), _Sink(collectors[1]))
         self._stdin = InputStream()
         self._streams = (self._stdin, _text_stream(self._sinks[0]), _text_stream(self._sinks[1]))
@@ -66,6 +75,16 @@ class HostSurroundings:
             if (failure := sink.failure) is not None:
                 sink.failure = None
                 raise failure
+
+    def begin_question(self) -> None:
+        """See `Surroundings`; what it prints is dropped."""
+        self.begin(None, None)
+
+    def end_question(self) -> None:
+        """See `Surroundings`."""
+        ROUTERS.leave()
+        for collector in self._collectors:
+            collector.begin()
 
     def close(self) -> None:
         """See `Surroundings`: nothing was taken beyond an execution."""
@@ -111,6 +130,15 @@ class OwnSurroundings:
             was_cut |= read is None or collector.size < written
         if was_cut:
             notices.append(_CUT_NOTICE)
+
+    def begin_question(self) -> None:
+        """See `Surroundings`; what it prints is late output of the next execution, as that of threads is."""
+        self._stdin.ask = None
+
+    def end_question(self) -> None:
+        """See `Surroundings`."""
+        for stream in self._outputs:
+            stream.end_execution()
 
     def close(self) -> None:
         """See `Surroundings`."""

@@ -2,6 +2,7 @@
 
     data socket --> {"id", "op": "execute", "code", "seq", …} --> CodeRunner --> reply --> data socket
                     {"id", "op": "variables"}                 --> descriptions
+                    {"id", "op": "complete", "code", …}       --> copy of this process --> matches
                     {"op": "close"}                           --> ends as Python does: atexit, flush
     print, C code, child programs --> descriptors 1 and 2 --> pipes that the session drains
 
@@ -20,7 +21,7 @@ import select
 import signal
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import FrameType, ModuleType
 from typing import Any, NoReturn, cast
 
@@ -75,6 +76,7 @@ class Worker:
         module = ModuleType("__main__")
         sys.modules["__main__"] = module
         self._runner = CodeRunner(module, InterruptGate())
+        self._can_ask = False
         self._streams = (OutputStream(1, "stdout"), OutputStream(2, "stderr"))
         self._stdin = InputStream()
         self._background = Background(self._streams, lambda message: self._send(pack(message)))
@@ -98,6 +100,8 @@ class Worker:
                 self._send(pack({"id": message["id"], "refused": self._limit(message["limits"])}))
             elif operation == "variables":
                 self._send(pack({"id": message["id"], "variables": self._runner.variables()}))
+            elif operation in ("complete", "inspect"):
+                self._send(pack({"id": message["id"], **self._ask_copy(message)}))
             elif operation == "close":
                 break
         self._runner.close()
@@ -134,6 +138,29 @@ class Worker:
         self._is_due = message["auto"]
         self._uncovered_ns += result.elapsed_ns
         send_reply(self._message_id, result, late, mark, self._send)
+
+    def _ask_copy(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Have a copy of this process complete or inspect; see `side_question`."""
+        from repl_kernel.side_question import ask_copy
+
+        runner = self._runner
+        if not self._can_ask:  # loaded here, so that no copy has to, and not taken for imports of the user's
+            __import__("repl_kernel.completion")
+            __import__("repl_kernel.inspection")
+            self._can_ask = True
+            runner.forget_imports()
+        code, cursor = _code_of(message), message["cursor"]
+
+        def question() -> Mapping[str, object]:
+            self._stdin.ask = None
+            if message["op"] == "complete":
+                return runner.complete(code, cursor)
+            return runner.inspect(code, cursor, message["detail_level"])
+
+        try:
+            return {"answer": ask_copy(self._copier.fork_answering, question)}
+        except OSError as exc:
+            return {"refused": exc.strerror}
 
     def _probe(self, message: dict[str, Any]) -> list[Attempt]:
         """Try what this worker must not be able to do; before any code has run."""

@@ -104,6 +104,12 @@ class ExecutorInChild:
     def variables(self) -> list[Mapping[str, object]]:
         return cast(list[Mapping[str, object]], self._call("variables"))
 
+    def complete(self, code: str, cursor: int) -> Mapping[str, object]:
+        return cast(Mapping[str, object], self._call("complete", code, cursor))
+
+    def inspect(self, code: str, cursor: int, detail_level: int = 0) -> Mapping[str, object]:
+        return cast(Mapping[str, object], self._call("inspect", code, cursor, detail_level))
+
     def close(self) -> None:
         if self._reading.is_alive():
             self.interrupt()
@@ -163,7 +169,7 @@ class Host:
 
     def _do(self, what: str, *arguments: Any) -> object:
         if what != "execute":
-            return getattr(self._executor, what)()
+            return getattr(self._executor, what)(*arguments)
         request, has_output, has_input = arguments
         outcome = self._executor.execute(
             request,

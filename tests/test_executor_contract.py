@@ -14,7 +14,7 @@ from typing import IO, Any
 import pytest
 
 from json_repl.recorded import RecordedExecutor
-from repl_kernel.errors import ExecutorClosed
+from repl_kernel.errors import ExecutorClosed, RequestRefused
 from repl_kernel.executor import Executor, OnInput, OnOutput
 from repl_kernel.in_process import LocalExecutor
 from repl_kernel.manager import WorkerExecutor
@@ -294,6 +294,177 @@ def test_the_execution_after_a_restart_names_the_empty_namespace_as_its_parent(c
     caller.executor.restart()
     assert caller.run("3").parent == f"{caller.session_id}:0"
     assert caller.run("4").parent is None
+
+
+# What can be typed next, and what is known of it
+
+
+def matches(caller: Caller, code: str, cursor: int | None = None) -> Any:
+    return caller.executor.complete(code, len(code) if cursor is None else cursor)["matches"]
+
+
+def known(caller: Caller, code: str, cursor: int | None = None, detail_level: int = 0) -> str | None:
+    reply: Any = caller.executor.inspect(code, len(code) if cursor is None else cursor, detail_level)
+    assert reply["found"] == ("text/plain" in reply["data"])
+    text: str | None = reply["data"].get("text/plain")
+    return text
+
+
+POINT = """\
+class Point:
+    'A place.'
+    color = 'red'
+    def __init__(self, x):
+        self.x = x
+    @property
+    def norm(self):
+        raise SystemExit('a property was asked')
+    def moved(self, by: int = 1) -> 'Point':
+        'Moves it.'
+        return Point(self.x + by)
+point = Point(3)
+colors = {'red': 1, 'reddish': 2, "it's": 3, 4: 5}
+"""
+
+
+NEXT: list[tuple[str, list[str] | None]] = [
+    ("poi", ["point"]),
+    ("Poi", ["Point"]),
+    ("whi", ["while"]),
+    ("isins", ["isinstance"]),
+    ("point.", ["color", "moved", "norm", "x"]),
+    ("point.__cla", ["__class__"]),
+    ("point.x.bit_c", ["bit_count"]),
+    ("point.norm.", []),
+    ("print(poi", ["point"]),
+    ("point.moved().", []),
+    ("colors['re", ["red", "reddish"]),
+    ('colors["it', ["it's"]),
+    ("colors['it", ["it\\'s"]),
+    ("'poi", []),
+    ("1 # poi", []),
+    ("nobody.", []),
+    ("1.re", []),
+    ("import colors", ["colorsys"]),
+    ("import os, colors", ["colorsys"]),
+    ("import email.mime.a", ["email.mime.application", "email.mime.audio"]),
+    ("from email.mime import (text, im", ["image"]),
+    ("from os import getpi", ["getpid"]),
+    ("x = 1; from os import getpi", ["getpid"]),
+    ("\n\n", None),
+    ("", None),
+]
+
+
+def test_what_can_be_typed_next_is_told(caller: Caller) -> None:
+    caller.value(POINT)
+    for code, expected in NEXT:
+        found = matches(caller, code)
+        assert (code, found) == (code, expected) if expected is not None else {"point", "while"} <= set(found)
+
+
+def test_a_completion_replaces_from_the_start_of_what_is_typed_to_the_cursor(caller: Caller) -> None:
+    caller.value(POINT)
+    reply = caller.executor.complete("'\U0001f600' + point.mo + 1", len("'\U0001f600' + point.mo"))
+    assert reply == {
+        "status": "ok",
+        "matches": ["moved"],
+        "cursor_start": len("'\U0001f600' + point."),
+        "cursor_end": len("'\U0001f600' + point.mo"),
+        "metadata": {},
+    }
+    assert matches(caller, "\ud800 = 1; poi") == ["point"]
+
+
+KNOWN: list[tuple[str, list[str] | None]] = [
+    ("point", ["Type:      Point", "A place."]),
+    ("point.moved", ["moved(by: int = 1) -> 'Point'", "Moves it."]),
+    ("point.moved(1, ", ["moved(by: int = 1)"]),
+    ("len(point.moved('x", ["moved(by: int = 1)"]),
+    ("point.norm", ["property"]),
+    ("Point", ["Signature: Point(x)", "A place."]),
+    ("colors", ["Length:    4", "'reddish'"]),
+    ("len", ["len(obj, /)"]),
+    ("while", None),
+    ("nobody", None),
+    ("# point", None),
+    ("", None),
+]
+
+
+def test_what_is_known_of_a_name_is_told(caller: Caller) -> None:
+    caller.value(POINT)
+    for code, said in KNOWN:
+        text = known(caller, code)
+        assert (code, text is None) == (code, said is None)
+        assert [part for part in said or () if part not in str(text)] == []
+
+
+def test_the_source_is_told_where_it_is_asked_for(caller: Caller) -> None:
+    caller.value("def f():\n    return 'the source'\n")
+    assert "the source" not in str(known(caller, "f"))
+    assert "    return 'the source'\n" in str(known(caller, "f", detail_level=1))
+
+
+def test_long_values_and_documentation_are_capped(caller: Caller) -> None:
+    caller.value(
+        "text = 'x' * 10**7\nclass Long:\n    __doc__ = 'd' * 10**7\n    def __repr__(self): return text\nlong = Long()"
+    )
+    for name in ("text", "long", "Long"):
+        assert len(str(known(caller, name))) < 100_000
+
+
+def test_a_cursor_outside_the_code_is_a_clear_error(caller: Caller) -> None:
+    asked = [
+        (ask, at) for ask in (caller.executor.complete, caller.executor.inspect) for at in (-1, 2, 10**30)
+    ]
+    for ask, cursor in asked:
+        with pytest.raises(RequestRefused, match=f"cursor is {cursor}, the code has 1 code points"):
+            ask("\U0001f600", cursor)
+    assert caller.value("1") == "1"
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["while True: pass", "import time; time.sleep(3600)", "return sum(iter(int, 1))", "raise KeyError"],
+)
+def test_objects_that_misbehave_when_asked_are_not_waited_for(caller: Caller, body: str) -> None:
+    if "sleep" in body and caller.route != ROUTES[1]:
+        pytest.skip(
+            "in a process of somebody else's nothing ends a call that blocks; in a worker all is ended alike"
+        )
+    if "sum" in body and caller.route != "worker":
+        pytest.skip("C code that never comes back to Python is ended in a worker only")
+    caller.value(
+        "class Odd:\n"
+        + "".join(f"    def {name}(self):\n        {body}\n" for name in ("__dir__", "__repr__"))
+        + "odd, kept = Odd(), 1"
+    )
+    pid = caller.value("import os\nos.getpid()")
+    assert matches(caller, "odd.") == []
+    caller.executor.inspect("odd", 3)
+    assert matches(caller, "kep") == ["kept"]
+    assert caller.value("os.getpid()") == pid
+
+
+def test_asking_leaves_no_trace_in_the_next_outcome(caller: Caller) -> None:
+    caller.value(
+        "class Loud:\n    def __dir__(self):\n        print('asked')\n        return ['loud_name']\n"
+        "    def __repr__(self):\n        print('asked')\n        return input()\nloud = Loud()"
+    )
+    assert matches(caller, "loud.") == ["loud_name"]
+    known(caller, "loud")
+    matches(caller, "import email.")
+    matches(caller, "from colorsys import ")
+    outcome = caller.run("x = 1")
+    assert (outcome.stdout, outcome.stderr) == ("", "")
+    changes = outcome.changes
+    assert (list(changes.added_vars), list(changes.changed_vars), list(changes.added_imports)) == (
+        ["x"],
+        [],
+        [],
+    )
+    assert outcome.notices == ()
 
 
 # Texts and values that break encoders

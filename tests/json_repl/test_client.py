@@ -103,6 +103,14 @@ def test_another_thread_can_interrupt_and_ping_while_code_runs(
         assert running.result(30)["debug_info"]["execution"] == "interrupted"
 
 
+def test_completion_and_inspection_come_from_the_other_process(session: SessionProcess) -> None:
+    session.execute_code("number = 1")
+    assert session.complete("numb", 4)["matches"] == ["number"]
+    assert "Type:      int" in session.inspect("number", 3)["data"]["text/plain"]
+    with pytest.raises(RequestFailed, match="cursor must be from 0 to 1"):
+        session.complete("x", 2)
+
+
 def test_many_threads_share_a_session_and_each_gets_its_own_replies(session: SessionProcess) -> None:
     def ask(n: int) -> bool:
         if n % 10 == 0:

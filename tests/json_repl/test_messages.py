@@ -161,7 +161,7 @@ def test_a_name_given_twice_is_refused_under_the_id_that_was_given() -> None:
     assert rejected(line).id == "mine"
 
 
-@pytest.mark.parametrize("method", ["nope", "", "complete", "inspect", "Execute", "__class__", "execute\n"])
+@pytest.mark.parametrize("method", ["nope", "", "completes", "Execute", "__class__", "execute\n"])
 def test_an_unknown_method_is_named(method: str) -> None:
     reply = rejected(line_of(method=method, params={"code": "x"}))
     assert (reply.code, reply.id) == (messages.NO_SUCH_METHOD, 1)
@@ -183,6 +183,14 @@ def test_an_unknown_method_is_named(method: str) -> None:
         ("execute", {"code": "", "allow_input": None}, "allow_input"),
         ("execute", {"code": "", "tags": []}, "tags"),
         ("execute", {"code": "", "session_id": 1}, "session_id"),
+        ("complete", {"code": "x"}, "cursor is missing"),
+        ("complete", {"cursor": 1}, "code is missing"),
+        ("complete", {"code": "x", "cursor": -1}, "cursor must be an integer of 0 or more"),
+        ("complete", {"code": "x", "cursor": True}, "cursor must be an integer of 0 or more"),
+        ("complete", {"code": "\U0001f600", "cursor": 2}, "cursor must be from 0 to 1"),
+        ("complete", {"code": "x", "cursor": 1, "detail_level": 0}, "detail_level"),
+        ("inspect", {"code": "x", "cursor": 2}, "cursor must be from 0 to 1"),
+        ("inspect", {"code": "x", "cursor": 1, "detail_level": 2}, "detail_level must be 0 or 1"),
         ("rewind", {}, "seq is missing"),
         ("rewind", {"seq": -1}, "seq"),
         ("rewind", {"seq": True}, "seq"),

@@ -369,13 +369,55 @@ def test_strict_sessions_run_nothing_that_cannot_be_logged(
     assert not mark.exists()
 
 
+# Completion and inspection
+
+
+def test_completion_and_inspection_are_plain_json_and_leave_no_line(session: Session, log_root: Path) -> None:
+    session.execute_code("number = 1")
+    completed, inspected = session.complete("numb", 4), session.inspect("number", 6, 1)
+    assert completed["matches"] == ["number"]
+    assert "Type:      int" in inspected["data"]["text/plain"]
+    assert json.loads(json.dumps([completed, inspected])) == [completed, inspected]
+    assert len(lines_of(log_root)) == 1
+
+
+def test_questions_that_make_no_sense_are_refused_by_name(session: Session) -> None:
+    wrong: list[tuple[Any, str]] = [
+        (lambda: session.complete("x", 2), "cursor must be from 0 to 1"),
+        (lambda: session.complete("x", True), "cursor must be"),
+        (lambda: session.inspect(b"x", 0), "code must be a text"),  # type: ignore[arg-type]  # on purpose
+        (lambda: session.inspect("x", 0, 2), "detail_level must be 0 or 1"),
+        (lambda: session.inspect("x", 0, True), "detail_level must be 0 or 1"),
+    ]
+    for ask, said in wrong:
+        with pytest.raises(InvalidRequest, match=said):
+            ask()
+
+
+def test_a_question_from_within_an_execution_is_refused_and_the_execution_goes_on(session: Session) -> None:
+    said: list[str] = []
+
+    def on_output(name: str, text: str) -> None:
+        for ask in (session.complete, session.inspect):
+            with pytest.raises(InvalidRequest) as refused:
+                ask("x", 1)
+            said.append(str(refused.value))
+
+    outcome = session.execute_code("print('x', end='')\n6 * 7", on_output=on_output)
+    assert (outcome["stdout"], outcome["result"]) == ("x", {"text/plain": "42"})
+    assert said == [
+        f"{name} was called from within an execution of the same session" for name in ("complete", "inspect")
+    ]
+
+
 # The end
 
 
 def test_a_closed_session_says_so_and_closing_again_is_fine(session: Session) -> None:
     session.close()
     session.close()
-    for call in (lambda: session.execute("1"), session.restart, session.variables, session.history):
+    calls = (lambda: session.execute("1"), session.restart, session.variables, session.history)
+    for call in (*calls, lambda: session.complete("x", 1), lambda: session.inspect("x", 1)):
         with pytest.raises(SessionClosed):
             call()
     assert session.interrupt() is False

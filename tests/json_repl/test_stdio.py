@@ -360,7 +360,7 @@ def test_requests_of_every_wrong_kind_get_one_reply_each_and_the_server_stays(st
         (b'{"jsonrpc":"2.0","id":1.5,"method":"ping"}', -32600, None),
         (b'{"jsonrpc":"2.0","id":2,"method":"ping","id":2}', -32600, 2),
         (b'{"jsonrpc":"2.0","id":3,"method":"nope"}', -32601, 3),
-        (b'{"jsonrpc":"2.0","id":4,"method":"inspect"}', -32601, 4),
+        (b'{"jsonrpc":"2.0","id":4,"method":"inspects"}', -32601, 4),
         (b'{"jsonrpc":"2.0","id":5,"method":"execute"}', -32602, 5),
         (b'{"jsonrpc":"2.0","id":6,"method":"execute","params":{"code":"","atomic":true}}', -32602, 6),
         (b'{"jsonrpc":"2.0","id":7,"method":"ping","params":{"' + b"k" * 10**6 + b'":1}}', -32602, 7),
@@ -447,6 +447,44 @@ def test_pipelined_requests_are_answered_in_order(start_server: Start, route: st
         assert (reply["id"], reply["result"]["result"]["text/plain"]) == (n, str(n))
     os.waitpid(pid, 0)
     assert [line["seq"] for line in server.log_lines()] == list(range(1, count + 1))
+
+
+@both_routes
+def test_completion_and_inspection_are_answered_and_not_logged(start_server: Start, route: str) -> None:
+    server = start_server(route)
+    server.ask("execute", code="smile = '\U0001f600'\ndef area(r):\n    'Of a circle.'\n    return r")
+    code = "'\U0001f600' + smi"
+    assert server.ask("complete", code=code, cursor=len(code)) == {
+        "status": "ok",
+        "matches": ["smile"],
+        "cursor_start": len(code) - 3,
+        "cursor_end": len(code),
+        "metadata": {},
+    }
+    found = server.ask("inspect", code="area(", cursor=5, detail_level=1)
+    assert (found["found"], found["status"]) == (True, "ok")
+    assert "Of a circle." in found["data"]["text/plain"]
+    assert "    return r" in found["data"]["text/plain"]
+    nothing = {"status": "ok", "found": False, "data": {}, "metadata": {}}
+    assert server.ask("inspect", code="", cursor=0) == nothing
+    outcome = server.ask("execute", code="x = 1")
+    assert outcome["debug_info"]["added_imports"] == []
+    assert [line["seq"] for line in server.log_lines()] == [1, 2]
+
+
+@both_routes
+def test_completion_during_an_execution_is_refused_as_busy(start_server: Start, route: str) -> None:
+    server = start_server(route)
+    server.send("execute", 1, code="print(1, flush=True)\nimport time\ntime.sleep(60)", stream=True)
+    assert server.read()["method"] == "stream"
+    for method in ("complete", "inspect"):
+        server.send(method, 2, code="x", cursor=1)
+        [reply] = server.read_reply_of(2)
+        assert reply["error"]["code"] == -32000
+        assert f"ask for {method} when it is answered" in reply["error"]["message"]
+    server.send("interrupt")
+    assert server.read_reply_of(1)[0]["result"]["debug_info"]["execution"] == "interrupted"
+    assert server.ask("complete", code="prin", cursor=4)["matches"] == ["print"]
 
 
 @pytest.mark.slow

@@ -507,3 +507,61 @@ def test_a_fork_while_an_execution_runs_does_not_interrupt_it(caller: Caller) ->
     outcome = caller.run_until_output("import time\nprint('x')\ntime.sleep(0.3)\n'done'", fork)
     assert outcome.status == "ok"
     assert outcome.result == {"text/plain": "'done'"}
+
+
+# Questions between executions
+
+
+def test_what_completion_runs_changes_neither_the_worker_nor_its_peers(
+    caller: Caller, wait_until: WaitUntil
+) -> None:
+    caller.value(
+        "import os, socket, random\nours, theirs = socket.socketpair()\nasked = []\nrandom.seed(1)\n"
+        "class Nosy:\n    def __dir__(self):\n        asked.append(1)\n        import colorsys\n        os.chdir('/')\n"
+        "        random.random()\n        try:\n            ours.send(b'x')\n        except OSError:\n"
+        "            return ['refused']\n        return ['sent']\n"
+        "nosy, before = Nosy(), (os.getcwd(), random.getstate())"
+    )
+    assert caller.executor.complete("nosy.", 5)["matches"] == ["refused"]
+    assert caller.value("asked, (os.getcwd(), random.getstate()) == before") == "([], True)"
+    assert "colorsys" in caller.run("import colorsys").changes.added_imports
+
+
+def test_a_copy_that_hangs_is_ended_and_the_users_children_are_not_touched(
+    caller: Caller, wait_until: WaitUntil
+) -> None:
+    caller.value(
+        "import os, signal, subprocess\nended = []\nsignal.signal(signal.SIGCHLD, lambda *_: ended.append(1))\n"
+        "signal.signal(signal.SIGALRM, signal.SIG_IGN)\nchild = subprocess.Popen(['sleep', '600'])\n"
+        "class Odd:\n    def __dir__(self):\n        open(path, 'w').write(str(os.getpid()))\n"
+        "        signal.signal(signal.SIGALRM, signal.SIG_IGN)\n        while True: pass\n"
+        "import tempfile\npath = tempfile.mktemp()\nodd = Odd()"
+    )
+    assert caller.executor.complete("odd.", 4)["matches"] == []
+    hung = int(caller.value("int(open(path).read())") or 0)
+    wait_until(lambda: not is_alive(hung))
+    assert caller.value("os.remove(path)\nended, child.poll()") == "([], None)"
+    assert caller.value("child.kill()\nchild.wait()") == "-9"
+
+
+def test_a_worker_that_died_unasked_is_replaced_and_the_next_outcome_says_so(
+    caller: Caller, wait_until: WaitUntil
+) -> None:
+    pid = caller.pid()
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not is_alive(pid))
+    assert "print" in list(caller.executor.complete("prin", 4)["matches"])  # type: ignore[call-overload]  # a list
+    assert any("SIGKILL" in notice for notice in caller.run("1").notices)
+
+
+def test_completion_works_beside_threads_and_with_many_descriptors(caller: Caller) -> None:
+    caller.value(
+        "import threading\nstop = threading.Event()\nt = threading.Thread(target=stop.wait)\nt.start()"
+    )
+    caller.value("import os\nfds = [os.dup(1) for _ in range(1100)]" if _many_descriptors() else "fds = []")
+    assert caller.executor.complete("sto", 3)["matches"] == ["stop"]
+    caller.value("stop.set()\nt.join()\nfor fd in fds: os.close(fd)")
+
+
+def _many_descriptors() -> bool:
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 1500
