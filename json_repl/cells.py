@@ -17,11 +17,17 @@ _MARKER = re.compile(r"#\s*%%(?P<title>.*)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One piece of a file to execute; `first_line` is where its code begins in the file, 1-based."""
+    """One piece of a file to execute; `first_line` is where its code begins in the file, 1-based.
+
+    In a notebook `first_line` is 0 and the title the cell's id; a cell that may fail doesn't end the run, and
+    one may look as if only IPython understood it.
+    """
 
     title: str
     code: str
     first_line: int
+    may_fail: bool = False
+    looks_magic: bool = False
 
 
 def read_source(path: str) -> str:

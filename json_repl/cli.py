@@ -149,7 +149,7 @@ def _commands() -> Group:
     def run_command(
         file: str, as_json: bool, keep_going: bool, time_limit_s: float | None, **where: Any
     ) -> int:
-        """Run FILE, or standard input (-), cell by cell; `# %%` begins a cell."""
+        """Run FILE, or standard input (-), cell by cell; `# %%` begins a cell. A notebook (.ipynb), too."""
         settings = _session_settings(**where) | {"time_limit_s": time_limit_s}
         return run_file(file, settings, as_json=as_json, keep_going=keep_going)
 
@@ -174,16 +174,42 @@ def _commands() -> Group:
 def run_file(path: str, settings: Mapping[str, Any], *, as_json: bool, keep_going: bool) -> int:
     """Run a file in a session with these settings of `Session`; returns the exit code."""
     from json_repl.cells import read_source, split_cells
-    from json_repl.errors import UnreadableCode
+    from json_repl.errors import UnreadableCode, UnreadableNotebook
 
     name = "standard input" if path == "-" else path
     try:
-        cells = split_cells(read_source(path))
-    except UnreadableCode as exc:
+        if path.endswith(".ipynb"):
+            route = _notebook_route(settings["route"])
+            cells, of_notebook = _notebook_cells(path, route)
+            settings = {**settings, "route": route, **of_notebook}
+        else:
+            cells = split_cells(read_source(path))
+    except (UnreadableCode, UnreadableNotebook) as exc:
         return fail(str(exc))
     except OSError as exc:
         return fail(f"{name} can't be read: {exc.strerror}")
     return _run_recorded(cells, name, settings, as_json=as_json, keep_going=keep_going)
+
+
+def _notebook_route(route: SessionRoute | None) -> SessionRoute | None:
+    """A worker, unless the caller or the environment wants another: IPython's shell can't run elsewhere."""
+    return route or (None if os.environ.get("USE_SUBPROCESS_WORKER") else "worker")
+
+
+def _notebook_cells(path: str, route: SessionRoute | None) -> tuple[list[Cell], Mapping[str, Any]]:
+    """A notebook's cells, and what a session for them is made with."""
+    from json_repl.notebook import read_notebook
+    from json_repl.notebook_task import task_of_notebook
+
+    notebook = read_notebook(path)
+    task = task_of_notebook(path, notebook.metadata)
+    is_worker = route == "worker" or (route is None and os.environ.get("USE_SUBPROCESS_WORKER") == "1")
+    return list(notebook.cells), {
+        "plan_id": task.plan_id,
+        "task_id": task.task_id,
+        "task_name": task.task_name,
+        "shell": "ipython" if is_worker else "plain",
+    }
 
 
 def _run_recorded(

@@ -10,6 +10,7 @@ SessionError
  |    +-- ReplyTimeout          the process's: no reply within the caller's bound
  |    +-- RequestFailed         the caller's, mostly: the process answered with an RPC error
  +-- UnreadableCode             the caller's: a file to run that is not Python source text
+ +-- UnreadableNotebook         the caller's: a file to run that is not a notebook that we read
 """
 
 from __future__ import annotations
@@ -100,4 +101,12 @@ class UnreadableCode(SessionError):
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"{path} is not Python source text: {reason}")
+        self.path = path
+
+
+class UnreadableNotebook(SessionError):
+    """A file to run that is not a notebook in Python, of format 4; `path` names it."""
+
+    def __init__(self, path: str, what: str) -> None:
+        super().__init__(f"{path} {what}")
         self.path = path

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
 from repl_kernel.errors import ExecutorClosed, InterruptedByCaller, KernelError
-from repl_kernel.executor import Executor, OnInput, OnOutput
+from repl_kernel.executor import Executor, OnDisplay, OnInput, OnOutput
 from task_logger.errors import LogClosed
 from task_logger.record import (
     ExecutionError,
@@ -51,7 +51,11 @@ class RecordedExecutor:
         return self._inner.isolation
 
     def record(
-        self, request: ExecutionRequest, on_output: OnOutput | None = None, on_input: OnInput | None = None
+        self,
+        request: ExecutionRequest,
+        on_output: OnOutput | None = None,
+        on_input: OnInput | None = None,
+        on_display: OnDisplay | None = None,
     ) -> ExecutionRecord:
         """Run a request and return its record, which is in the log then, or kept until it can be.
 
@@ -65,7 +69,7 @@ class RecordedExecutor:
         except LogClosed as exc:
             raise ExecutorClosed(str(exc)) from exc
         try:
-            outcome = self._inner.execute(request, on_output, on_input)
+            outcome = self._inner.execute(request, on_output, on_input, on_display)
         except InterruptedByCaller as exc:
             log.finish(request, exc.outcome)
             raise
@@ -95,11 +99,15 @@ class RecordedExecutor:
         )
 
     def execute(
-        self, request: ExecutionRequest, on_output: OnOutput | None = None, on_input: OnInput | None = None
+        self,
+        request: ExecutionRequest,
+        on_output: OnOutput | None = None,
+        on_input: OnInput | None = None,
+        on_display: OnDisplay | None = None,
     ) -> ExecutionOutcome:
         """See `Executor`; `record` returns the log's head as well."""
         with self._turn:
-            return self.record(request, on_output, on_input).outcome
+            return self.record(request, on_output, on_input, on_display).outcome
 
     def interrupt(self) -> bool:
         """See `Executor`."""

@@ -78,10 +78,12 @@ class EndSignals:
 
 
 def _run_cell(session: Session, cell: Cell, terminal: Terminal, *, as_json: bool, may_ask: bool) -> bool:
+    """Run one cell; returns whether the run may go on."""
     outcome: dict[str, Any] = session.execute_code(
         cell.code,
         tags={"cell": cell.title} if cell.title else None,
         on_output=None if as_json else terminal.on_output,
+        on_display=None if as_json else terminal.on_display,
         on_input=terminal.on_input if may_ask else None,
     )
     if as_json:
@@ -90,7 +92,10 @@ def _run_cell(session: Session, cell: Cell, terminal: Terminal, *, as_json: bool
         terminal.write_line(render(outcome))
     else:
         terminal.show(outcome)
-    return bool(outcome["success"])
+    error = outcome["error"]
+    if cell.looks_magic and session.route == "local" and error and error["type"] == "SyntaxError":
+        terminal.say("lines with % and ! need IPython's shell: run the notebook with --route worker")
+    return bool(outcome["success"]) or (cell.may_fail and outcome["debug_info"]["execution"] == "error")
 
 
 def _say_stopped(terminal: Terminal, cells: Sequence[Cell], number: int, source_name: str) -> None:
@@ -98,7 +103,5 @@ def _say_stopped(terminal: Terminal, cells: Sequence[Cell], number: int, source_
         return  # the traceback says it all
     cell = cells[number - 1]
     title = f" ({cell.title})" if cell.title else ""
-    terminal.say(
-        f"stopped at cell {number} of {len(cells)}{title}, line {cell.first_line} of {source_name}; "
-        "--keep-going runs the others too"
-    )
+    place = f", line {cell.first_line} of {source_name}" if cell.first_line else f" of {source_name}"
+    terminal.say(f"stopped at cell {number} of {len(cells)}{title}{place}; --keep-going runs the others too")

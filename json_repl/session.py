@@ -21,7 +21,7 @@ from json_repl.timeline import SnapshotPolicy, Timeline, checked_policy
 from json_repl.wire import wire_form
 from json_repl.work_folder import WorkFolder, checked_isolation
 from repl_kernel.errors import ExecutorClosed
-from repl_kernel.executor import Executor, OnInput, OnOutput
+from repl_kernel.executor import Executor, OnDisplay, OnInput, OnOutput, ShellName
 from repl_kernel.spawn import SpawnedKeeper
 from task_logger.codec import timestamp
 from task_logger.errors import ConfigurationError
@@ -62,6 +62,7 @@ class Session(Timeline):
         pass_env: Collection[str] = (),
         preload: Collection[str] = (),
         limits: Limits | Mapping[str, Any] | None = None,
+        shell: ShellName = "plain",
         actor: str | None = None,
         time_limit_s: float | None = None,
         owns_process: bool = False,
@@ -73,8 +74,8 @@ class Session(Timeline):
 
         `None` means from the environment, for `actor` `python`, and for `time_limit_s` no limit. `pass_env`
         names secret-looking environment variables that the worker gets all the same, `preload` modules that
-        are imported before the worker is forked, so that it has them at once, after a restart too. In a
-        sandbox
+        are imported before the worker is forked, so that it has them at once, after a restart too. With the
+        `shell` `ipython` the worker runs code as a notebook does: magics, `!`, displays. In a sandbox
         `work_folder` is the one folder that code can write to, `None` a new one below the plan's; `network`
         lets it use the machine's network. `limits` (a `Limits`, or a mapping with its names) say how much
         code may use, on top of what a sandbox limits anyway. `redact` names
@@ -113,6 +114,7 @@ class Session(Timeline):
         self._preload = _checked_preload(chosen, preload)
         self.limits = _checked_limits(chosen, self.isolation, limits)
         """What was asked for, `None` without any."""
+        self._shell = _checked_shell(chosen, shell)
         try:
             started: Executor = executor or self._start(chosen, snapshots, pass_env, owns_process, spawned)
         except BaseException:
@@ -149,6 +151,7 @@ class Session(Timeline):
                 spawned=spawned,
                 preload=self._preload,
                 limits=self.limits,
+                shell=self._shell,
             )
         from repl_kernel.in_process import LocalExecutor
 
@@ -167,12 +170,14 @@ class Session(Timeline):
         atomic: bool = False,
         on_output: OnOutput | None = None,
         on_input: OnInput | None = None,
+        on_display: OnDisplay | None = None,
     ) -> ExecutionRecord:
         """Run code and return its record, once its line is in the log.
 
-        `time_limit_s` of `None` means the session's own. `on_output` gets output as it is written, `on_input`
-        answers `input()`; without it `input()` raises `EOFError` in the code. What the code does is never
-        raised. Raises `InvalidRequest` before anything has run, `SessionClosed`, a KeyboardInterrupt of the
+        `time_limit_s` of `None` means the session's own. `on_output` gets output as it is written,
+        `on_display` what a shell that displays shows, `on_input` answers `input()`; without it `input()`
+        raises `EOFError` in the code. What the code does is never raised. Raises `InvalidRequest` before
+        anything has run, `SessionClosed`, a KeyboardInterrupt of the
         caller's once the line is written, and with `TASK_LOG_STRICT=1` the log's own errors.
         """
         if type(code) is not str:
@@ -191,7 +196,7 @@ class Session(Timeline):
             self._is_executing = True
             token = self._events.enter(request) if self.route == "local" else None
             try:
-                record = self._recorded.record(request, on_output, on_input)
+                record = self._recorded.record(request, on_output, on_input, on_display)
             except ExecutorClosed as exc:
                 raise SessionClosed(str(exc)) from exc
             finally:
@@ -214,6 +219,8 @@ class Session(Timeline):
         task, all_tags = self.task, _NO_TAGS
         if context is not None:
             task, all_tags = self._in_context(context)
+        if self._shell != "plain":
+            all_tags = {"shell": self._shell, **all_tags}
         if tags:
             all_tags = {**all_tags, **_checked_tags(tags)}
         self._seq += 1
@@ -239,10 +246,17 @@ class Session(Timeline):
         atomic: bool = False,
         on_output: OnOutput | None = None,
         on_input: OnInput | None = None,
+        on_display: OnDisplay | None = None,
     ) -> dict[str, Any]:
         """Run code and return the wire form of what came of it; see `execute`."""
         record = self.execute(
-            code, time_limit_s=time_limit_s, tags=tags, atomic=atomic, on_output=on_output, on_input=on_input
+            code,
+            time_limit_s=time_limit_s,
+            tags=tags,
+            atomic=atomic,
+            on_output=on_output,
+            on_input=on_input,
+            on_display=on_display,
         )
         return wire_form(record, self.log_path)
 
@@ -396,6 +410,7 @@ class Session(Timeline):
             "work_folder": self._work.path,
             "network": self._work.network,
             "limits": self.limits,
+            "shell": self._shell,
             "actor": self._actor,
             "time_limit_s": self._time_limit_s,
             "redact": self._redact,
@@ -462,6 +477,14 @@ def _checked_limits(
     from json_repl.limiting import checked_limits
 
     return checked_limits(route, isolation, limits)
+
+
+def _checked_shell(route: str, shell: str) -> ShellName:
+    if shell not in ("plain", "ipython"):
+        raise ConfigurationError("shell", f"must be 'plain' or 'ipython', not {shell!r}")
+    if shell != "plain" and route != "worker":
+        raise ConfigurationError("shell", f"{shell!r} needs route='worker'")
+    return cast(ShellName, shell)
 
 
 def _checked_time_limit(time_limit_s: float | None) -> float | None:

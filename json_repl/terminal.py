@@ -56,6 +56,12 @@ class Terminal:
             self._streamed_stderr = (self._streamed_stderr + text)[-KEPT_CHARS:]
         self._write(name, text)
 
+    def on_display(self, message: Mapping[str, Any]) -> None:
+        """Show what is displayed as text; the value of a last expression is shown with the outcome."""
+        text = message["data"].get("text/plain") if message["kind"].endswith("display_data") else None
+        if isinstance(text, str):
+            self._write("stdout", text + "\n")
+
     def on_input(self, prompt: str, is_password: bool) -> str:
         """Ask whoever sits at standard input for a line; raises `EOFError` at its end."""
         if is_password and os.isatty(self._input_fd):

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from repl_kernel.errors import IsolationUnavailable, LimitUnavailable, SandboxUnavailable, WorkerStartFailed
+from repl_kernel.executor import ShellName
 from repl_kernel.isolation import worker_environment
 from repl_kernel.spawn import Launcher, SpawnedKeeper, spawn_keeper
 from repl_kernel.worker_link import WorkerLink
@@ -35,11 +36,13 @@ class Confinement:
         tier: Literal["none", "process"] | Sandbox,
         pass_env: Collection[str],
         preload: Sequence[str] = (),
+        shell: ShellName = "plain",
     ) -> None:
         self._sandbox = None if isinstance(tier, str) else tier
         self.isolation: Isolation = tier if isinstance(tier, str) else "sandbox"
         self._pass_env = frozenset(pass_env)
         self._preload = preload
+        self._shell: ShellName = shell
 
     def spawn(self) -> SpawnedKeeper:
         """Start a keeper; raises `WorkerStartFailed`, in a sandbox `SandboxUnavailable`."""
@@ -60,10 +63,12 @@ class Confinement:
 
     def _spawn(self, environment: Mapping[str, str], launcher: Launcher | None = None) -> SpawnedKeeper:
         if not self._preload:
-            return spawn_keeper(environment, self.isolation, launcher)
+            return spawn_keeper(environment, self.isolation, launcher, self._shell)
         from repl_kernel.zygote_link import ZygoteLink
 
-        return ZygoteLink.start(environment, self._preload, self.isolation, launcher).become_keeper()
+        return ZygoteLink.start(
+            environment, self._preload, self.isolation, launcher, self._shell
+        ).become_keeper()
 
     def explained(self, failure: WorkerStartFailed) -> WorkerStartFailed:
         """A failed start, with the layer that is to blame where one is."""

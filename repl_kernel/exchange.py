@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from repl_kernel.capture import OpenSpool, OutputCollector
 from repl_kernel.errors import ProtocolViolation
-from repl_kernel.executor import OnInput, OnOutput
+from repl_kernel.executor import OnDisplay, OnInput, OnOutput
 from repl_kernel.interruption import Interruption
 from repl_kernel.late import LateCollector
 from repl_kernel.worker_link import WorkerLink
 
 if TYPE_CHECKING:
+    from repl_kernel.displays import DisplayCollector
     from repl_kernel.limit_watch import LimitWatch
 
 _Given = ParamSpec("_Given")
@@ -80,6 +81,8 @@ class Exchange:
         self._streams = streams
         self._late = late
         self._open_spool = open_spool
+        self.displays: DisplayCollector | None = None
+        """What was displayed, until an outcome takes it."""
         self.watch: Callable[[], None] | None = None
         """Called now and then while code runs."""
         self.meanwhile: Callable[[], None] | None = None
@@ -95,15 +98,19 @@ class Exchange:
         time_limit_s: float | None = None,
         on_output: OnOutput | None = None,
         on_input: OnInput | None = None,
+        *,
+        on_display: OnDisplay | None = None,
     ) -> dict[str, Any]:
-        """Send a request and return its reply; raises `WorkerDied`, and what `on_output` or `on_input` raise.
+        """Send a request and return its reply; raises `WorkerDied`, and what the callbacks raise.
 
         A KeyboardInterrupt of the waiting caller interrupts the execution, and is left in
-        `keyboard_interrupt` for the caller to raise; texts that came ahead of the reply are in `parts`.
+        `keyboard_interrupt` for the caller to raise; texts that came ahead of the reply are in `parts`,
+        what was displayed in `displays`.
         """
         self._link = link
         self._on_output = on_output if on_output is None else _guarded(on_output)
         self._on_input = on_input if on_input is None else _guarded(on_input)
+        self._on_display = on_display if on_display is None else _guarded(on_display)
         self._deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
         self._received_bytes = 0
         self._flush_at_s: float | None = None
@@ -151,6 +158,9 @@ class Exchange:
         if "late" in message and "id" not in message:
             self._take_late(message["late"])
             return False
+        if "display" in message and "id" not in message:  # maybe a thread's, of an earlier execution
+            self._show(message["display"], message["more"], message["number"])
+            return False
         if message.get("id") != message_id:
             raise ProtocolViolation("the worker's connection carried a reply that nobody asked for")
         if "part" in message:
@@ -171,6 +181,29 @@ class Exchange:
             meter = self.limits.meter if self.limits is not None and name == "result" else None
             self.parts[name] = OutputCollector(name.partition(".")[0], self._open_spool, meter)
         return self.parts[name]
+
+    def take_displays(self) -> DisplayCollector | None:
+        """Hand over what was displayed since the last time; `None` where nothing was."""
+        displays, self.displays = self.displays, None
+        return displays
+
+    def _show(self, display: str | dict[str, Any], more: bool, number: int | None) -> None:
+        """Take what is displayed: a message, or (where it is long) a piece of its JSON text.
+
+        The worker waits for the answer to a `number`: what it writes next is not to be seen before.
+        """
+        if self.displays is None:
+            from repl_kernel.displays import DisplayCollector
+
+            self.displays = DisplayCollector(self._open_spool)
+        message = self.displays.take(display, more=more)
+        if message is None:
+            return
+        if self._on_display is not None:
+            self._drain(self._link.wait(0))  # what was written before comes before
+            self._on_display(message)
+        if number is not None:
+            self._link.send({"op": "shown", "id": number})
 
     def _answer(self, message_id: int, question: dict[str, Any]) -> None:
         self._drain(self._link.wait(0))

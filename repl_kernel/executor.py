@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 from task_logger.record import ExecutionOutcome, ExecutionRequest, Isolation, OutputName, Route
 
@@ -13,6 +13,14 @@ OnOutput = Callable[[OutputName, str], None]
 OnInput = Callable[[str, bool], str]
 """Answers `input()`: takes the prompt and whether the answer is a password; returns the line without its
 end."""
+
+OnDisplay = Callable[[Mapping[str, Any]], None]
+"""Takes what is displayed as it is shown: `kind` (`display_data`, `update_display_data`, `execute_result` or
+`clear_output`, as Jupyter's messages), `data`, `metadata` and `transient`; for `clear_output` only `wait`."""
+
+
+ShellName = Literal["plain", "ipython"]
+"""What runs code in a worker: Python as it is, or IPython's shell, with magics and displays."""
 
 
 class Executor(Protocol):
@@ -25,12 +33,17 @@ class Executor(Protocol):
     def isolation(self) -> Isolation: ...
 
     def execute(
-        self, request: ExecutionRequest, on_output: OnOutput | None = None, on_input: OnInput | None = None
+        self,
+        request: ExecutionRequest,
+        on_output: OnOutput | None = None,
+        on_input: OnInput | None = None,
+        on_display: OnDisplay | None = None,
     ) -> ExecutionOutcome:
         """Run the request's code and return its outcome; what the code does is never raised.
 
         `on_output` is called from any thread while the code runs. `on_input` of `None` makes `input()` in
-        the code raise `EOFError`. Raises `ExecutorClosed` after `close()`, and `WorkerStartFailed` where a
+        the code raise `EOFError`. `on_display` is called only where a shell that displays
+        runs the code. Raises `ExecutorClosed` after `close()`, and `WorkerStartFailed` where a
         process that runs the code can't be had; the executor stays usable after the latter.
         """
         ...

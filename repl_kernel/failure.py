@@ -37,7 +37,7 @@ def describe_failure(exc: BaseException, filename: str) -> ExecutionError:
     except BaseException as failure:  # noqa: BLE001
         text = f"{type(exc).__name__}: {message}\n({_UNPRINTABLE.format(type(failure).__name__)})\n"
     return ExecutionError(
-        type=type(exc).__name__, message=message, traceback=text, line=_line_of(exc, filename)
+        type=type(exc).__name__, message=message, traceback=text, line=line_of(exc, filename)
     )
 
 
@@ -88,7 +88,8 @@ def _frames_of_the_user(stack: traceback.StackSummary) -> list[traceback.FrameSu
     return frames[first:]
 
 
-def _line_of(exc: BaseException, filename: str) -> int | None:
+def line_of(exc: BaseException, filename: str) -> int | None:
+    """The last line of the code of that name that an exception came through, `None` where it didn't."""
     if isinstance(exc, SyntaxError) and exc.filename == filename:
         return exc.lineno if isinstance(exc.lineno, int) else None
     line = None

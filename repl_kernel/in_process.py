@@ -14,7 +14,7 @@ from types import ModuleType
 
 from repl_kernel.capture import OpenSpool, OutputCollector, open_temporary_spool
 from repl_kernel.errors import ExecutorClosed, InterruptedByCaller, RequestRefused
-from repl_kernel.executor import OnInput, OnOutput
+from repl_kernel.executor import OnDisplay, OnInput, OnOutput
 from repl_kernel.failure import is_interrupt
 from repl_kernel.late import LateCollector
 from repl_kernel.local_interruption import LocalInterruption, SignalGate, ThreadGate
@@ -66,9 +66,13 @@ class LocalExecutor:
         )
 
     def execute(
-        self, request: ExecutionRequest, on_output: OnOutput | None = None, on_input: OnInput | None = None
+        self,
+        request: ExecutionRequest,
+        on_output: OnOutput | None = None,
+        on_input: OnInput | None = None,
+        on_display: OnDisplay | None = None,
     ) -> ExecutionOutcome:
-        """Run the request's code in this thread; see `Executor`."""
+        """Run the request's code in this thread; see `Executor`. Nothing displays here."""
         with self._turn:
             if self._is_closed:
                 raise ExecutorClosed("this executor is closed; make another one")

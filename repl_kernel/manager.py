@@ -26,7 +26,7 @@ from repl_kernel.errors import (
     WorkerStartFailed,
 )
 from repl_kernel.exchange import Exchange, WorkerDied
-from repl_kernel.executor import OnInput, OnOutput
+from repl_kernel.executor import OnDisplay, OnInput, OnOutput, ShellName
 from repl_kernel.interruption import Interruption
 from repl_kernel.late import LateCollector
 from repl_kernel.lives import Lives, SnapshotPolicy
@@ -76,17 +76,19 @@ class WorkerExecutor:
         lives: Lives | None = None,
         preload: Sequence[str] = (),
         limits: Limits | None = None,
+        shell: ShellName = "plain",
     ) -> None:
         """Start the worker, or take over one that is starting, or is live; raises `WorkerStartFailed`.
 
         `spawned` is a keeper that was started with this isolation; `preload` are modules that a keeper loads
-        before it forks the worker; `limits` hold on top of those that the isolation sets.
+        before it forks the worker; `limits` hold on top of those that the isolation sets; `shell` is what
+        runs the code.
         """
         if lives is None:
             enclosure = _enclosure(limits, isolation, snapshots)
             if not isinstance(isolation, str) and enclosure is not None:
                 isolation = isolation.within(enclosure.limits.memory_bytes)
-            lives = Lives(snapshots, Confinement(isolation, pass_env, preload), spawned, enclosure)
+            lives = Lives(snapshots, Confinement(isolation, pass_env, preload, shell), spawned, enclosure)
         self._limits = _watch(lives.enclosure)
         meter = None if self._limits is None else self._limits.meter
         self._streams = (
@@ -120,7 +122,11 @@ class WorkerExecutor:
         return self._lives.isolation_probe
 
     def execute(
-        self, request: ExecutionRequest, on_output: OnOutput | None = None, on_input: OnInput | None = None
+        self,
+        request: ExecutionRequest,
+        on_output: OnOutput | None = None,
+        on_input: OnInput | None = None,
+        on_display: OnDisplay | None = None,
     ) -> ExecutionOutcome:
         """Run the request's code in the worker; see `Executor`.
 
@@ -153,7 +159,9 @@ class WorkerExecutor:
                     stream.begin()
             started_ns = time.perf_counter_ns()
             try:
-                reply = self._converse(link, message, request.time_limit_s, on_output, on_input)
+                reply = self._converse(
+                    link, message, request.time_limit_s, on_output, on_input, on_display=on_display
+                )
                 outcome = self._settle(link, reply, request, gathered)
             except WorkerDied:
                 lives.ran(request.seq)
@@ -175,11 +183,13 @@ class WorkerExecutor:
         time_limit_s: float | None,
         on_output: OnOutput | None,
         on_input: OnInput | None,
+        *,
+        on_display: OnDisplay | None,
     ) -> dict[str, Any]:
         """Have the worker run a request; raises `WorkerDied`, and what the caller's callbacks raise."""
         self._interruption.arm(link)
         try:
-            return self._exchange.run(link, message, time_limit_s, on_output, on_input)
+            return self._exchange.run(link, message, time_limit_s, on_output, on_input, on_display=on_display)
         except WorkerDied:
             raise
         except BaseException:
@@ -196,7 +206,7 @@ class WorkerExecutor:
         self, link: WorkerLink, reply: dict[str, Any], request: ExecutionRequest, gathered: Gathered
     ) -> ExecutionOutcome:
         """The outcome of an execution that replied; raises `WorkerDied` where that can't be its reply."""
-        gathered.parts = self._exchange.parts
+        gathered.parts, gathered.displays = self._exchange.parts, self._exchange.take_displays()
         if self._late.has_some:
             gathered.late = self._late.take(gathered.artifacts)
         try:
@@ -222,6 +232,7 @@ class WorkerExecutor:
         """The outcome of an execution whose worker died: another one has taken over."""
         strike = None if self._limits is None else self._limits.strike_of_death(death.signal)
         gathered.late = self._late.take(gathered.artifacts)
+        gathered.displays = self._exchange.take_displays()
         try:
             state = self._lives.succeed()
         except WorkerStartFailed as exc:

@@ -22,11 +22,15 @@ from task_logger.record import (
     Status,
 )
 
-_FATAL_ERROR = "Fatal Python error: "
 if TYPE_CHECKING:
+    from repl_kernel.displays import DisplayCollector
     from repl_kernel.interruption import Interruption
     from repl_kernel.limits import Strike
 
+FATAL_ERROR = "Fatal Python error: "
+"""How the report of a worker that was killed by a fault begins."""
+
+_ENTRY = '  File "<execution '
 _OUR_FRAMES = (f'  File "{os.path.dirname(__file__)}{os.sep}', '  File "<string>", line 1 in <module>')
 """How the frames of this package, and of the line that starts a worker, begin in such a report."""
 
@@ -48,8 +52,8 @@ class Gathered:
     """
 
     __slots__ = (
-        "artifacts", "isolation", "late", "lossy", "notices", "parent", "parts", "route", "snapshot",
-        "streams",
+        "artifacts", "displays", "isolation", "late", "lossy", "notices", "parent", "parts", "route",
+        "snapshot", "streams",
     )  # fmt: skip
 
     def __init__(
@@ -60,6 +64,7 @@ class Gathered:
         self.streams = streams
         self.late: tuple[LateOutput, ...] = ()
         self.parts: Mapping[str, OutputCollector] | None = None
+        self.displays: DisplayCollector | None = None
         self.artifacts: list[Artifact] = []
         self.lossy: list[str] = []
         self.notices: list[str] = []
@@ -75,7 +80,7 @@ def outcome_from_reply(reply: Mapping[str, Any], gathered: Gathered) -> Executio
     if gathered.parts:
         texts = {name: _finish(part, gathered) for name, part in gathered.parts.items()}
         if "result" in texts:
-            result = {"text/plain": texts["result"]}
+            result = {**(result or {}), "text/plain": texts["result"]}
         if error is not None:
             error = replace(error, message=texts["error.message"], traceback=texts["error.traceback"])
     return assemble(CodeResult(reply["status"], reply["elapsed_ns"], result, error, changes), gathered)
@@ -106,15 +111,18 @@ def death_outcome(
     )
     gathered.notices.append(f"{message}; {state}")
     outcome = assemble(CodeResult(status, death.elapsed_ns, None, error, NO_CHANGES), gathered)
-    if _FATAL_ERROR in outcome.stderr:
+    if FATAL_ERROR in outcome.stderr:
         return replace(outcome, stderr=_without_our_frames(outcome.stderr))
     return outcome
 
 
 def _without_our_frames(stderr: str) -> str:
     """What `faulthandler` wrote when the worker died, without the frames that are not the user's."""
-    before, mark, report = stderr.partition(_FATAL_ERROR)
+    before, mark, report = stderr.partition(FATAL_ERROR)
     lines = [line for line in report.split("\n") if not line.startswith(_OUR_FRAMES)]
+    entry = max((at for at, line in enumerate(lines) if line.startswith(_ENTRY)), default=len(lines))
+    # What called the user's code, where a shell did, comes behind it.
+    lines = [line for at, line in enumerate(lines) if at <= entry or not line.startswith('  File "')]
     return before + mark + "\n".join(lines)
 
 
@@ -156,6 +164,8 @@ def assemble(result: CodeResult, gathered: Gathered) -> ExecutionOutcome:
     stdout, stderr = gathered.streams
     if result.error is not None:
         stderr.feed(result.error.traceback.encode("utf-8", "surrogatepass"))
+    displays = gathered.displays
+    shown = () if displays is None else displays.finish(gathered.artifacts, gathered.notices)
     return ExecutionOutcome(
         status=result.status,
         route=gathered.route,
@@ -163,8 +173,9 @@ def assemble(result: CodeResult, gathered: Gathered) -> ExecutionOutcome:
         elapsed_ms=result.elapsed_ns / 1e6,
         stdout=_finish(stdout, gathered) if stdout.size else "",
         stderr=_finish(stderr, gathered) if stderr.size else "",
-        result=result.result,
+        result=result.result if displays is None or displays.result is None else displays.result,
         error=result.error,
+        displays=shown,
         changes=result.changes,
         artifacts=tuple(gathered.artifacts),
         lossy=tuple(gathered.lossy),

@@ -13,12 +13,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import orjson
+
 from repl_kernel.code_result import CodeResult
 from repl_kernel.framing import pack
 from task_logger.record import MAX_TEXT_BYTES, NO_CHANGES
 
 _PART_BYTES = 768 << 10
 """One MiB in base64."""
+
+_LONGEST_DISPLAY_BYTES = 16 << 20
+"""A quarter of the longest frame."""
 
 
 def send_reply(
@@ -45,8 +50,32 @@ def send_reply(
     return send(pack(_encodable(message)))
 
 
+def display_frames(message: dict[str, Any], number: int | None = None) -> list[bytes]:
+    """The frames of a message about a display: one, or where it is long several, with pieces of its text.
+
+    The session answers a `number`, once it has passed the message on.
+    """
+    try:
+        data = orjson.dumps(message, default=repr, option=orjson.OPT_NON_STR_KEYS)
+    except TypeError:  # a text with lone surrogates
+        data = orjson.dumps(_encodable(message), default=repr, option=orjson.OPT_NON_STR_KEYS)
+    if len(data) <= _LONGEST_DISPLAY_BYTES:
+        return [pack({"display": orjson.Fragment(data), "more": False, "number": number})]
+    pieces = range(0, len(data), _PART_BYTES)
+    return [
+        pack(
+            {
+                "display": base64.b64encode(data[start : start + _PART_BYTES]).decode(),
+                "more": start + _PART_BYTES < len(data),
+                "number": number,
+            }
+        )
+        for start in pieces
+    ]
+
+
 def _is_long(result: CodeResult) -> bool:
-    if result.result is not None and len(str(result.result["text/plain"])) > MAX_TEXT_BYTES // 4:
+    if result.result is not None and len(str(result.result.get("text/plain", ""))) > MAX_TEXT_BYTES // 4:
         return True
     error = result.error
     return error is not None and len(error.message) + len(error.traceback) > MAX_TEXT_BYTES // 4

@@ -21,7 +21,7 @@ from repl_kernel.source import CO_COROUTINE, Compiler, Program, SourceKeeper
 from task_logger.record import ExecutionError, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Set
 
     from repl_kernel.event_loop import PersistentLoop
     from repl_kernel.worker_limits import WorkerLimits
@@ -38,10 +38,12 @@ class _Sample:
 class InterruptGate:
     """Whether an interrupt may raise in the executing thread now: only while the user's code runs."""
 
-    __slots__ = ("is_open",)
+    __slots__ = ("has_missed", "is_open")
 
     def __init__(self) -> None:
         self.is_open = False
+        self.has_missed = False
+        """Whether an interrupt came while it was shut; whoever shuts it for a moment looks there."""
 
     def close(self) -> None:
         """From now on an interrupt has nothing to interrupt."""
@@ -51,13 +53,15 @@ class InterruptGate:
 class CodeRunner:
     """Runs executions in one module's namespace, one at a time; the module is the user's `__main__`."""
 
-    def __init__(self, module: ModuleType, gate: InterruptGate) -> None:
+    def __init__(self, module: ModuleType, gate: InterruptGate, hidden: Set[str] = frozenset()) -> None:
+        """`hidden` names what is in the namespace and no variable."""
         self.namespace: dict[str, object] = module.__dict__
         self.namespace["__builtins__"] = sys.modules["builtins"]
         self.gate = gate
         self.sources = SourceKeeper()
+        self._hidden = hidden
         self._compiler = Compiler()
-        self._watcher = NamespaceWatcher(self.namespace, frozenset())
+        self._watcher = NamespaceWatcher(self.namespace, hidden)
         self._loop: PersistentLoop | None = None
         self._scratch: CodeRunner | None = None
         self.limits: WorkerLimits | None = None
@@ -190,7 +194,7 @@ class CodeRunner:
         """Describe the variables, sorted by name."""
         from repl_kernel.description import describe_all
 
-        return describe_all(self.namespace, frozenset())
+        return describe_all(self.namespace, self._hidden)
 
     def complete(self, code: str, cursor: int) -> dict[str, object]:
         """What can be typed next; see `completion`. May run code of the user's: the caller bounds it."""

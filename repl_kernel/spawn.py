@@ -20,6 +20,7 @@ TYPE_CHECKING = (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from repl_kernel.executor import ShellName
     from task_logger.record import Isolation
 
 _BOOT = (
@@ -127,11 +128,14 @@ class Launcher:
 
 
 def spawn_keeper(
-    environment: Mapping[str, str], isolation: Isolation = "process", launcher: Launcher | None = None
+    environment: Mapping[str, str],
+    isolation: Isolation = "process",
+    launcher: Launcher | None = None,
+    shell: ShellName = "plain",
 ) -> SpawnedKeeper:
     """Start a keeper with that environment; raises `WorkerStartFailed`, and nothing is left then.
 
-    `launcher` confines it, `None` where nothing does.
+    `launcher` confines it, `None` where nothing does; `shell` is what runs code in its workers.
     """
     if sys.platform != "linux":
         raise WorkerStartFailed(f"the worker route needs Linux, this is {sys.platform}; use route='local'")
@@ -143,7 +147,7 @@ def spawn_keeper(
     # Ours, opened here: by number it couldn't be found from another pid namespace, nor once it is reused.
     session_fd = os.pidfd_open(os.getpid())
     inherited: tuple[int, ...] = (control_fd, worker_ends.data_fd, worker_ends.channel_fd, session_fd)
-    command = [sys.executable, "-P", "-c", _BOOT, package_root, *map(str, inherited), isolation]
+    command = [sys.executable, "-P", "-c", _BOOT, package_root, *map(str, inherited), isolation, shell]
     if launcher is not None:
         command = [*launcher.command, *command]
         inherited += launcher.fds

@@ -94,7 +94,7 @@ class Candidate:
             )
             return
         self._interruption.disarm()
-        self._gathered.parts = self._exchange.parts
+        self._gathered.parts, self._gathered.displays = self._exchange.parts, self._exchange.take_displays()
         outcome = outcome_from_reply(reply, self._gathered)
         strike = None if self._watch is None else self._watch.strike_of(outcome)
         if strike is not None:

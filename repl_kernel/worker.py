@@ -1,6 +1,7 @@
 """The worker: the child's side of the worker route, which holds the namespace.
 
     data socket --> {"id", "op": "execute", "code", "seq", …} --> CodeRunner --> reply --> data socket
+                                                                or ShellRunner --> displays, reply
                     {"id", "op": "variables"}                 --> descriptions
                     {"id", "op": "complete", "code", …}       --> copy of this process --> matches
                     {"op": "close"}                           --> ends as Python does: atexit, flush
@@ -23,7 +24,7 @@ import struct
 import sys
 from collections.abc import Mapping, Sequence
 from types import FrameType, ModuleType
-from typing import Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from repl_kernel.background import Background
 from repl_kernel.code_result import CodeResult
@@ -40,10 +41,13 @@ from repl_kernel.linux import (
 from repl_kernel.orphaned_programs import WORKER_NAME
 from repl_kernel.probe import Attempt, probe_process, probe_sandbox
 from repl_kernel.process_tree import last_pid
-from repl_kernel.reply import send_reply
+from repl_kernel.reply import display_frames, send_reply
 from repl_kernel.run_code import CodeRunner, InterruptGate
 from repl_kernel.streams import FLUSH_SIGNAL, InputStream, OutputStream, refuse_input, replace_input
 from task_logger.record import Isolation
+
+if TYPE_CHECKING:
+    from repl_kernel.executor import ShellName
 
 _IDLE_S = 0.010
 """A worker that has idled this long makes a copy of itself; longer where copies are costly."""
@@ -59,7 +63,9 @@ _SO_RCVTIMEO = 20
 class Worker:
     """Serves one session on one socket until it is told to close, or the session is gone."""
 
-    def __init__(self, data_fd: int, channel_fd: int, isolation: Isolation) -> None:
+    def __init__(
+        self, data_fd: int, channel_fd: int, isolation: Isolation, shell: ShellName = "plain"
+    ) -> None:
         self._isolation = isolation
         self._connect(data_fd)
         self._copier = Copier(channel_fd, keeper_pid=os.getppid())
@@ -70,23 +76,30 @@ class Worker:
         """How long code has run since the last copy."""
         self._overdue_ns = _OVERDUE_S * 1e9
         self._send_lock = _thread.allocate_lock()
+        self._main_thread = _thread.get_ident()
         self._is_new = True
         self._is_fork = False
         self._has_forked = False
-        module = ModuleType("__main__")
-        sys.modules["__main__"] = module
-        self._runner = CodeRunner(module, InterruptGate())
         self._can_ask = False
+        self._module = ModuleType("__main__")
+        sys.modules["__main__"] = self._module
+        self._runner = CodeRunner(self._module, InterruptGate())
+        self._lacks_shell = shell == "ipython"
+        """Whether IPython's shell is still to be loaded: that takes a while, and nobody waits for it yet."""
         self._streams = (OutputStream(1, "stdout"), OutputStream(2, "stderr"))
         self._stdin = InputStream()
         self._background = Background(self._streams, lambda message: self._send(pack(message)))
         self._message_id = 0
+        self._shown = 0
+        """How many messages about displays the session was to answer."""
 
     def run(self) -> int:
         """Serve until the end; returns the exit code."""
         self._prepare_process()
         while (message := self._receive()) is not None:
             operation = message.get("op")
+            if self._lacks_shell and operation not in ("move", "probe", "limit"):
+                self._start_shell()
             if operation == "execute":
                 if self._uncovered_ns > self._overdue_ns and message["auto"] and not self._snapshot():
                     continue  # a worker that comes of the copy: the original answers the request
@@ -138,6 +151,34 @@ class Worker:
         self._is_due = message["auto"]
         self._uncovered_ns += result.elapsed_ns
         send_reply(self._message_id, result, late, mark, self._send)
+
+    def _start_shell(self) -> None:
+        from repl_kernel.jupyter.shell_runner import ShellRunner
+
+        self._lacks_shell = False
+        self._runner = ShellRunner(self._module, self._runner.gate, self._show, self._stdin)
+
+    def _show(self, message: dict[str, Any]) -> None:
+        """Pass on what is displayed, and wait until it was: what is written next must come behind it.
+
+        An interrupt that comes while it is sent is raised afterwards: no frame is cut in two.
+        """
+        if self._is_fork:
+            return  # of the user's: the connection is the worker's
+        gate = self._runner.gate
+        for stream in self._streams:
+            stream.flush()  # what was written before comes before
+        if not gate.is_open or _thread.get_ident() != self._main_thread:
+            self._send(b"".join(display_frames(message)))  # with none of another thread's in between
+            return
+        self._shown += 1
+        frames = b"".join(display_frames(message, self._shown))
+        gate.has_missed = gate.is_open = False
+        self._send(frames)
+        gate.is_open = True
+        if gate.has_missed:
+            raise KeyboardInterrupt
+        self._await("shown", self._shown)
 
     def _ask_copy(self, message: dict[str, Any]) -> dict[str, Any]:
         """Have a copy of this process complete or inspect; see `side_question`."""
@@ -258,7 +299,9 @@ class Worker:
                 try:
                     data = self._socket.recv(RECEIVE_BYTES)
                 except BlockingIOError:  # nothing came for a while
-                    if self._is_due:
+                    if self._lacks_shell:
+                        self._start_shell()
+                    elif self._is_due:
                         self._snapshot()
                     else:
                         select.select([self._socket.fileno()], [], [])
@@ -283,22 +326,30 @@ class Worker:
             pass
 
     def _ask(self, prompt: str, is_password: bool) -> str:
-        """Ask the caller for a line; an interrupt may come while waiting, never while reading."""
+        """Ask the caller for a line."""
         self._send(pack({"id": self._message_id, "input": {"prompt": prompt, "password": is_password}}))
+        message = self._await("input_reply", self._message_id)
+        if "text" not in message:
+            refuse_input()
+        return str(message["text"])
+
+    def _await(self, operation: str, number: int) -> dict[str, Any]:
+        """Wait for the session's answer; an interrupt may come while waiting, and after reading."""
         poll = select.poll()
         poll.register(self._socket.fileno(), select.POLLIN)
         gate = self._runner.gate
         while True:
-            poll.poll()
-            gate.is_open = False
+            if self._reader.is_empty:  # else there is an answer that nobody waits for any more, at least
+                poll.poll()
+            gate.has_missed = gate.is_open = False
             message = self._receive()
             gate.is_open = True
+            if gate.has_missed:
+                raise KeyboardInterrupt
             if message is None:
                 os._exit(70)
-            if message.get("op") == "input_reply" and message.get("id") == self._message_id:
-                if "text" in message:
-                    return str(message["text"])
-                refuse_input()
+            if message.get("op") == operation and message.get("id") == number:
+                return message
 
     def _prepare_process(self) -> None:
         keeper_pid = os.getppid()
@@ -337,8 +388,10 @@ class Worker:
         inspect.getfile = getfile
 
     def _on_interrupt(self, _signal_number: int, _frame: FrameType | None) -> None:
-        if self._runner.gate.is_open:
+        gate = self._runner.gate
+        if gate.is_open:
             raise KeyboardInterrupt
+        gate.has_missed = True
 
     def _on_flush(self, _signal_number: int, _frame: FrameType | None) -> None:
         for stream in self._streams:
@@ -379,13 +432,14 @@ def _end_as_python_does(result: CodeResult) -> NoReturn:
 def main(arguments: list[str]) -> int:
     """Run a keeper and the workers it forks.
 
-    `arguments`: control socket, data socket, channel, pidfd of the session, tier of isolation.
+    `arguments`: control socket, data socket, channel, pidfd of the session, tier of isolation, shell.
     """
-    *numbers, isolation = arguments or [""]
+    *numbers, isolation, shell = arguments if len(arguments) > 1 else ["", ""]
     if (
         len(numbers) != 4
         or not all(number.isdigit() for number in numbers)
         or isolation not in ("none", "process", "sandbox")
+        or shell not in ("plain", "ipython")
     ):
         print(
             "repl_kernel.worker is started by a session, with its sockets; run json-repl instead",
@@ -394,7 +448,10 @@ def main(arguments: list[str]) -> int:
         return 2
     control_fd, data_fd, channel_fd, session_fd = map(int, numbers)
     tier = cast(Isolation, isolation)
-    keeper = Keeper(control_fd, session_fd, tier, lambda data, channel: Worker(data, channel, tier).run())
+    name = cast("ShellName", shell)
+    keeper = Keeper(
+        control_fd, session_fd, tier, lambda data, channel: Worker(data, channel, tier, name).run()
+    )
     return keeper.run(data_fd, channel_fd)
 
 

@@ -17,7 +17,7 @@ import os
 import select
 import signal
 import struct
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import orjson
 
@@ -29,6 +29,9 @@ from repl_kernel.random_state import reseed
 from repl_kernel.worker import Worker
 from task_logger.record import Isolation
 
+if TYPE_CHECKING:
+    from repl_kernel.executor import ShellName
+
 _MSG_CMSG_CLOEXEC = 0x40000000
 _PACKET_BYTES = 4096
 _FIVE_FDS = struct.Struct("5i")
@@ -39,11 +42,12 @@ _KILL_ROUND_MS = 5
 class Zygote:
     """One zygote; `run` returns the exit code of this process, in a fork that of a keeper or a worker."""
 
-    def __init__(self, control_fd: int, session_fd: int, isolation: Isolation) -> None:
+    def __init__(self, control_fd: int, session_fd: int, isolation: Isolation, shell: ShellName) -> None:
         """`session_fd` is a pidfd of the session."""
         self._control = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, control_fd)
         self._session_fd = session_fd
         self._isolation: Isolation = isolation
+        self._shell: ShellName = shell
         self._keepers: set[int] = set()
         os.set_inheritable(control_fd, False)
         os.set_inheritable(session_fd, False)
@@ -131,7 +135,7 @@ class Zygote:
 
     def _run_worker(self, data_fd: int, channel_fd: int) -> int:
         reseed()  # else all workers of this zygote would draw the same numbers
-        return Worker(data_fd, channel_fd, self._isolation).run()
+        return Worker(data_fd, channel_fd, self._isolation, self._shell).run()
 
     def _tell(self, message: dict[str, object]) -> None:
         try:
@@ -158,6 +162,7 @@ class Zygote:
 
 
 def main(arguments: list[str]) -> int:
-    """Run a zygote; `arguments`: control socket, pidfd of the session, isolation, names of modules."""
-    control_fd, session_fd, isolation, *names = arguments
-    return Zygote(int(control_fd), int(session_fd), cast(Isolation, isolation)).run(names)
+    """Run a zygote; `arguments`: control socket, pidfd of the session, isolation, shell, names of modules."""
+    control_fd, session_fd, isolation, shell, *names = arguments
+    zygote = Zygote(int(control_fd), int(session_fd), cast(Isolation, isolation), cast("ShellName", shell))
+    return zygote.run(names)

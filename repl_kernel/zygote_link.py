@@ -21,6 +21,7 @@ from typing import Any
 import orjson
 
 from repl_kernel.errors import CannotFork, PreloadFailed, WorkerStartFailed
+from repl_kernel.executor import ShellName
 from repl_kernel.spawn import Ends, Launcher, SpawnedKeeper, make_control, make_ends
 from task_logger.record import Isolation
 
@@ -53,12 +54,13 @@ class ZygoteLink:
         preload: Sequence[str],
         isolation: Isolation = "process",
         launcher: Launcher | None = None,
+        shell: ShellName = "plain",
     ) -> ZygoteLink:
         """Start a zygote and have it load these modules; raises `PreloadFailed` or `WorkerStartFailed`.
 
         `launcher` confines it, `None` where nothing does: the sandbox is then that of one keeper alone.
         """
-        link = cls(*_spawn(environment, preload, isolation, launcher))
+        link = cls(*_spawn(environment, preload, isolation, launcher, shell))
         try:
             link._wait_until_loaded()
         except BaseException:
@@ -169,7 +171,11 @@ class ZygoteLink:
 
 
 def _spawn(
-    environment: Mapping[str, str], names: Sequence[str], isolation: Isolation, launcher: Launcher | None
+    environment: Mapping[str, str],
+    names: Sequence[str],
+    isolation: Isolation,
+    launcher: Launcher | None,
+    shell: ShellName,
 ) -> tuple[int, _socket.socket]:
     if sys.platform != "linux":
         raise WorkerStartFailed(f"preloading needs Linux, this is {sys.platform}")
@@ -182,7 +188,8 @@ def _spawn(
     session_fd = os.pidfd_open(os.getpid())
     package_root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     inherited: tuple[int, ...] = (control_fd, session_fd)
-    command = [sys.executable, "-P", "-c", _BOOT, package_root, *map(str, inherited), isolation, *names]
+    arguments = (*map(str, inherited), isolation, shell, *names)
+    command = [sys.executable, "-P", "-c", _BOOT, package_root, *arguments]
     if launcher is not None:
         command = [*launcher.command, *command]
         inherited += launcher.fds

@@ -17,7 +17,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, cast
 
-from repl_kernel.executor import OnInput, OnOutput
+from repl_kernel.executor import OnDisplay, OnInput, OnOutput
 from task_logger.record import Artifact, ExecutionOutcome, ExecutionRequest, Isolation, OutputName, Route
 
 _LONGEST_CALL_S = 30.0
@@ -80,7 +80,11 @@ class ExecutorInChild:
                         raise EOFError("the process of the executor has ended")
 
     def execute(
-        self, request: ExecutionRequest, on_output: OnOutput | None = None, on_input: OnInput | None = None
+        self,
+        request: ExecutionRequest,
+        on_output: OnOutput | None = None,
+        on_input: OnInput | None = None,
+        on_display: OnDisplay | None = None,
     ) -> ExecutionOutcome:
         outcome = self._call(
             "execute",
