@@ -17,11 +17,13 @@ from typing import Any
 import pytest
 
 from json_repl import Session
+from json_repl.observed_log import ObservedLog
 from task_logger.artifacts import get
 from task_logger.encryption import artifact_cipher
 from task_logger.errors import ConfigurationError, KeyMissing, WrongKey
 from task_logger.keys import KeySource
 from task_logger.reader import Damage, LogLine, read_lines, read_records
+from task_logger.record import ExecutionOutcome, TaskIds
 from tests.task_logger.log_check import check_log
 
 _NEEDLE = "nobody may find this"
@@ -230,3 +232,18 @@ def test_what_a_killed_server_ran_gets_its_line_and_was_never_readable(log_root:
     with Session(route="local"):
         pass
     assert _codes(ready["params"]["log"]) == [(code, "unknown")]
+
+
+def test_what_is_observed_rather_than_run_is_encrypted_too(log_root: Path) -> None:
+    task = TaskIds(plan_id="P", task_id="T-7", task_name="observed")
+    log = ObservedLog(task, actor="jupyter", route="local", isolation="none")
+    request = log.begin(f"x = {_NEEDLE!r}", {})
+    assert _NEEDLE.encode() not in b"".join(
+        path.read_bytes() for path in log_root.rglob("*") if path.is_file()
+    )
+    outcome = ExecutionOutcome(
+        status="ok", route="local", isolation="none", elapsed_ms=1.0, stdout=f"{_NEEDLE}\n"
+    )
+    assert log.finish(request, outcome) is None
+    log.close()
+    assert _codes(log.path) == [(f"x = {_NEEDLE!r}", "ok")]

@@ -17,10 +17,12 @@ from typing import Any, Literal
 import pytest
 
 from json_repl import Session
+from json_repl.observed_log import ObservedLog
 from task_logger import event, task_context
 from task_logger.errors import ConfigurationError
 from task_logger.log_file import LogFile
 from task_logger.placeholders import plan_key, restore
+from task_logger.record import ExecutionOutcome, TaskIds
 from task_logger.secret_search import Place
 from task_logger.settling import settle
 
@@ -428,3 +430,18 @@ def test_a_redaction_that_fails_withholds_the_text_and_stops_nothing(tmp_path: P
     assert lines[0]["stdout"] == "⟨withheld: the redaction failed⟩" == lines[0]["code"]
     assert lines[1]["stdout"] == "1\n"
     assert b"in clear" not in b"".join(data for _, data in _everything_in(tmp_path))
+
+
+def test_secrets_in_what_is_observed_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_API_TOKEN", "plainTOKEN1234567")
+    task = TaskIds(plan_id="P", task_id="T-1", task_name="observed")
+    log = ObservedLog(task, actor="jupyter", route="jupyter", isolation="external", log_dir=tmp_path)
+    request = log.begin("print('plainTOKEN1234567')", {})
+    outcome = ExecutionOutcome(
+        status="ok", route="jupyter", isolation="external", elapsed_ms=1.0, stdout="plainTOKEN1234567\n"
+    )
+    assert log.finish(request, outcome) is None
+    log.close()
+    line = Path(log.path).read_text()
+    assert line.count("⟨secret:MY_API_TOKEN:") == 2
+    assert "plainTOKEN1234567" not in line
