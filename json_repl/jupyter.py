@@ -1,4 +1,4 @@
-"""`python -m json_repl.jupyter -f CONNECTION_FILE`: a kernel that Jupyter starts.
+"""`python -m json_repl.jupyter -f CONNECTION_FILE`: a kernel that Jupyter starts; --isolated the other.
 
 arguments --> ipykernel's application with a recorded kernel --> ObservedLog --> task log
 """
@@ -35,6 +35,10 @@ def open_log() -> ObservedLog | RefusingLog:
 def main(argv: Sequence[str] | None = None) -> int:
     """Be a kernel until the front end ends it; `argv` of `None` means the program's own."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if "--isolated" in arguments:
+        from json_repl.isolated_kernel import run_isolated
+
+        return run_isolated([argument for argument in arguments if argument != "--isolated"])
     from repl_kernel.jupyter.recorded_kernel import RecordedKernelApp
 
     app = RecordedKernelApp.instance()

@@ -309,6 +309,11 @@ class Session(Timeline):
             )
 
     @property
+    def last_seq(self) -> int:
+        """The number of the newest execution, 0 before the first."""
+        return self._seq
+
+    @property
     def work_folder(self) -> str | None:
         """The folder that a sandboxed worker can write to, `None` without a sandbox."""
         return self._work.path

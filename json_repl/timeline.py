@@ -5,7 +5,7 @@ Part of `Session`; all of it needs `route="worker"`, since it works on frozen co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -13,9 +13,10 @@ from json_repl.errors import InvalidRequest
 from json_repl.recorded import RecordedExecutor
 from json_repl.session_events import SessionEvents
 from json_repl.wire import wire_form
+from repl_kernel.errors import SnapshotRefused
 from repl_kernel.executor import Executor
 from task_logger.errors import ConfigurationError
-from task_logger.record import ExecutionRequest, TaskIds
+from task_logger.record import ExecutionOutcome, ExecutionRecord, ExecutionRequest, TaskIds
 
 if TYPE_CHECKING:
     from json_repl.session import Session
@@ -53,6 +54,27 @@ class Timeline:
         """Keep the live state now; returns its `seq`. Raises `SnapshotRefused`, with the reason."""
         with self._turn:
             return {"seq": self._require_timeline("snapshot").snapshot()}
+
+    def ensure_snapshot(self) -> bool:
+        """Have the live state kept, where it isn't yet; returns false where the worker can't be copied."""
+        with self._turn:
+            try:
+                self._require_timeline("snapshot").ensure_snapshot([])
+            except SnapshotRefused:
+                return False
+            return True
+
+    def record_command(
+        self, code: str, run: Callable[[], ExecutionOutcome], *, tags: Mapping[str, object] | None = None
+    ) -> ExecutionRecord:
+        """Record what a front end does itself, `run`, as an execution of `code`, with a number and a line.
+
+        What `run` raises is raised, once the line that says so is written.
+        """
+        with self._turn:
+            self._require_open()
+            request = self._request(code, None, tags)
+            return self._recorded.record_all([request], lambda _: [run()])[0]
 
     def rewind(self, seq: int) -> dict[str, object]:
         """Make the state after execution `seq` the live one; returns `seq` and `notices`.

@@ -148,7 +148,7 @@ class WorkerExecutor:
                 self._first_notices = []
             last_seq, self._last_seq = self._last_seq, request.seq
             if request.atomic:
-                self._ensure_snapshot(gathered.notices)
+                self.ensure_snapshot(gathered.notices)
                 link = lives.link
             started_from = lives.state_seq
             if started_from != last_seq or (lives.origin is not None and started_from == 0):
@@ -246,8 +246,8 @@ class WorkerExecutor:
         origin = self._lives.origin if seq == 0 else None
         return f"{session_id}:{seq}" if origin is None else origin
 
-    def _ensure_snapshot(self, notices: list[str]) -> None:
-        """Have the live state kept; raises `SnapshotRefused`."""
+    def ensure_snapshot(self, notices: list[str]) -> None:
+        """Have the live state kept, where it isn't yet; raises `SnapshotRefused`."""
         self._lives.take_announcements()
         newest = self._lives.ring.newest()
         if newest is None or newest.seq != self._lives.state_seq:

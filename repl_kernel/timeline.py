@@ -50,7 +50,7 @@ class TimelineExecutor(WorkerExecutor):
         with self._turn:
             self._attend([])
             if seq == self._lives.state_seq:
-                self._ensure_snapshot([])
+                self.ensure_snapshot([])
             snapshot = self._lives.ring.get(seq)
             lives, notices = self._lives.branch(snapshot, self._name(session_id, seq), reseed=reseed)
             other = TimelineExecutor(open_spool=self._open_spool, lives=lives)
@@ -67,7 +67,7 @@ class TimelineExecutor(WorkerExecutor):
             self.discard()
             self._attend([])
             self._last_seq = max((request.seq for request in requests), default=self._last_seq)
-            self._ensure_snapshot([])
+            self.ensure_snapshot([])
             lives = self._lives
             snapshot = lives.ring.get(lives.state_seq)
             candidates: list[Candidate] = []
