@@ -78,6 +78,13 @@ class Confinement:
 
         return explained(failure)
 
+    def move(self, link: WorkerLink, message: dict[str, Any]) -> None:
+        """Have a new worker change to another folder and environment; raises `WorkerStartFailed`."""
+        try:
+            link.send(message)
+        except OSError as exc:
+            raise WorkerStartFailed("the worker ended before it could be moved") from exc
+
     def limit(self, link: WorkerLink, settings: Mapping[str, int]) -> None:
         """Have a new worker limit itself, and so all that will come of it; raises `LimitUnavailable`."""
         if not settings:

@@ -40,6 +40,8 @@ class KeeperLink:
     def __init__(self, spawned: SpawnedKeeper) -> None:
         self.pid = spawned.pid
         """`pid` is our child's: the keeper's own, or in a sandbox that of the program that started it."""
+        self.move = spawned.move
+        """The first message for each worker that it forks, `None` without one."""
         self._control = spawned.control
         self._keeper_pidfd = -1
         self._statuses: dict[int, int | None] = {}

@@ -58,7 +58,8 @@ class Lives:
         try:
             self._keeper = KeeperLink(spawned) if spawned is not None else self._start_keeper()
             try:
-                self.link = self._forked()
+                # One that was in reserve for long may have died meanwhile: then there will be another.
+                self.link = self._forked() if self._keeper.move is None else self._fork()
             except WorkerStartFailed:
                 self._keeper.end()
                 raise
@@ -234,6 +235,8 @@ class Lives:
         except WorkerStartFailed as exc:
             raise self.confinement.explained(exc) from exc
         try:
+            if self._keeper.move is not None:
+                self.confinement.move(link, self._keeper.move)
             if self.enclosure is not None:
                 self.enclosure.enter(link)
                 self.confinement.limit(link, self.enclosure.worker_settings)

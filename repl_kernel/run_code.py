@@ -190,6 +190,9 @@ class CodeRunner:
         """Descriptors that are ours, and no user's."""
         return set() if self._loop is None else self._loop.own_fds()
 
+    def has_moved(self) -> None:
+        """Do nothing: whoever needs the folder and the environment of this process asks for them then."""
+
     def variables(self) -> list[dict[str, object]]:
         """Describe the variables, sorted by name."""
         from repl_kernel.description import describe_all

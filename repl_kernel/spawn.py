@@ -19,6 +19,7 @@ TYPE_CHECKING = (
 )
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
     from repl_kernel.executor import ShellName
     from task_logger.record import Isolation
@@ -79,12 +80,14 @@ class WorkerEnds:
 class SpawnedKeeper:
     """A keeper that was started: its process, our control socket, our ends of its first worker."""
 
-    __slots__ = ("control", "ends", "pid")
+    __slots__ = ("control", "ends", "move", "pid")
 
     def __init__(self, pid: int, control: _socket.socket, ends: Ends) -> None:
         self.pid = pid
         self.control = control
         self.ends = ends
+        self.move: dict[str, Any] | None = None
+        """What tells each of its workers folder and environment; `None` where they have the keeper's."""
 
 
 def make_ends() -> tuple[Ends, WorkerEnds]:

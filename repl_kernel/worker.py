@@ -3,6 +3,7 @@
     data socket --> {"id", "op": "execute", "code", "seq", …} --> CodeRunner --> reply --> data socket
                                                                 or ShellRunner --> displays, reply
                     {"id", "op": "variables"}                 --> descriptions
+                    {"op": "move", "cwd", "environment"}      --> it changes to these, before any code runs
                     {"id", "op": "complete", "code", …}       --> copy of this process --> matches
                     {"op": "close"}                           --> ends as Python does: atexit, flush
     print, C code, child programs --> descriptors 1 and 2 --> pipes that the session drains
@@ -107,6 +108,8 @@ class Worker:
             elif operation == "snapshot":
                 if self._snapshot():
                     self._send(pack({"id": message["id"], "done": True}))
+            elif operation == "move":
+                self._move(message)
             elif operation == "probe":
                 self._send(pack({"id": message["id"], "attempts": self._probe(message)}))
             elif operation == "limit":
@@ -202,6 +205,17 @@ class Worker:
             return {"answer": ask_copy(self._copier.fork_answering, question)}
         except OSError as exc:
             return {"refused": exc.strerror}
+
+    def _move(self, message: dict[str, Any]) -> None:
+        """Change to another folder and environment; before any code has run.
+
+        Each text stands for bytes. Where the folder is gone this worker ends, and the session starts another.
+        """
+        os.chdir(message["cwd"].encode("latin-1"))
+        os.environb.clear()
+        for name, value in message["environment"].items():
+            os.environb[name.encode("latin-1")] = value.encode("latin-1")
+        self._runner.has_moved()
 
     def _probe(self, message: dict[str, Any]) -> list[Attempt]:
         """Try what this worker must not be able to do; before any code has run."""
