@@ -1,4 +1,4 @@
-"""The command `json-repl`: serve (the default), run, demo, doctor.
+"""The command `json-repl`: serve (the default), run, demo, doctor, kernel.
 
 main() -> no arguments: stdio.serve, at once   -> otherwise click -> the command -> exit code
 """
@@ -168,6 +168,9 @@ def _commands() -> Group:
 
         return run_doctor(as_json=as_json)
 
+    from json_repl.kernel_commands import kernel_commands
+
+    commands.add_command(kernel_commands)
     return commands
 
 

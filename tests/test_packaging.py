@@ -22,8 +22,18 @@ from json_repl import __version__
 PROJECT = Path(__file__).parent.parent
 PACKAGES = ("json_repl", "repl_kernel", "task_logger")
 INFO = f"json_repl-{__version__}.dist-info"
+DATA = f"json_repl-{__version__}.data"
+KERNELS = ("json_repl", "json_repl_isolated")
 
 REQUEST = b'{"jsonrpc":"2.0","id":1,"method":"execute","params":{"code":"6 * 7"}}\n'
+
+START_KERNEL = """
+from jupyter_client.manager import start_new_kernel
+manager, client = start_new_kernel(kernel_name="json_repl")
+client.execute_interactive("import json_repl; print(json_repl.__file__)", timeout=60)
+client.stop_channels()
+manager.shutdown_kernel(now=True)
+"""
 
 
 def build(kind: str, tree: Path, folder: Path) -> Path:
@@ -45,9 +55,12 @@ def names(wheel: Path) -> set[str]:
         return set(archive.namelist())
 
 
-def test_the_wheel_holds_the_three_packages_one_module_and_nothing_else(names: set[str]) -> None:
+def test_the_wheel_holds_the_three_packages_one_module_two_kernels_and_nothing_else(names: set[str]) -> None:
     top = {name.partition("/")[0] for name in names}
-    assert top == {*PACKAGES, "json_repl_session.py", INFO}
+    assert top == {*PACKAGES, "json_repl_session.py", INFO, DATA}
+    assert {name for name in names if name.startswith(DATA)} == {
+        f"{DATA}/data/share/jupyter/kernels/{name}/kernel.json" for name in KERNELS
+    }
 
 
 def test_the_wheel_holds_every_file_of_the_packages_and_nothing_that_was_made_from_them(
@@ -74,6 +87,9 @@ def test_the_wheel_names_its_commands_its_version_its_license_and_what_it_is(whe
     assert dict(commands["console_scripts"]) == {
         "json-repl": "json_repl.cli:main",
         "task-log": "task_logger.cli:main",
+    }
+    assert dict(commands["jupyter_client.kernel_provisioners"]) == {
+        "json-repl-warm": "repl_kernel.jupyter.provisioner:WarmProvisioner"
     }
     assert metadata["Version"] == __version__
     assert metadata["License-Expression"] == "MIT"
@@ -155,6 +171,45 @@ def test_the_installed_demo_finds_its_data_and_its_worker(installed: Installed) 
     demo = installed.run("json-repl", "demo")
     assert (demo.returncode, demo.stderr) == (0, b"")
     assert b"8 planets" in demo.stdout
+
+
+def test_the_installed_kernels_are_found_and_run_what_is_installed(installed: Installed) -> None:
+    listed = json.loads(installed.run("json-repl", "kernel", "list", "--json").stdout)
+    folder = installed.folder / "venv" / "share" / "jupyter" / "kernels"
+    assert [(spec["folder"], spec["problem"]) for spec in listed if spec["is_ours"]] == [
+        (str(folder / name), None) for name in KERNELS
+    ]
+    started = installed.run("python", "-c", START_KERNEL)
+    assert started.returncode == 0, started.stderr
+    assert Path(started.stdout.decode().strip()).is_relative_to(installed.folder)
+
+
+def test_kernels_for_this_environment_alone_start_its_interpreter_and_through_our_provisioner(
+    installed: Installed,
+) -> None:
+    done = installed.run("json-repl", "kernel", "install", "--sys-prefix")
+    assert done.returncode == 0, done.stderr
+    path = installed.folder / "venv" / "share" / "jupyter" / "kernels" / "json_repl" / "kernel.json"
+    spec = json.loads(path.read_text(encoding="utf-8"))
+    assert spec["argv"][0] == str(installed.bin / "python")
+    assert spec["metadata"]["kernel_provisioner"] == {"provisioner_name": "json-repl-warm"}
+    started = installed.run("python", "-c", START_KERNEL)
+    assert started.returncode == 0, started.stderr
+
+
+@pytest.mark.slow
+def test_an_editable_installation_has_the_kernels_too(tmp_path: Path) -> None:
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
+    base = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+    install = ["install", "--no-deps", "--disable-pip-version-check", "--editable", str(PROJECT)]
+    command = [str(base), "-m", "pip", "--python", str(python), *install]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "NewConnectionError" in done.stdout + done.stderr:
+        pytest.skip("the package index can't be reached, and the build needs hatchling from there")
+    assert done.returncode == 0, done.stdout + done.stderr
+    kernels = tmp_path / "venv" / "share" / "jupyter" / "kernels"
+    assert sorted(path.parent.name for path in kernels.glob("*/kernel.json")) == list(KERNELS)
 
 
 def test_a_worker_that_no_session_has_started_says_so_in_one_line(installed: Installed) -> None:
