@@ -75,9 +75,16 @@ def _where_it_runs(command: Callable[..., int]) -> Callable[..., int]:
             help="What the worker is kept from [default: process]. All but none mean --route worker.",
         ),
         click.option(
+            "--kernel",
+            metavar="NAME",
+            help="The Jupyter kernel to start, or the connection file of one that runs. "
+            "Means --route jupyter.",
+        ),
+        click.option(
             "--route",
-            type=click.Choice(["local", "worker"]),
-            help="Where the code runs: in this process, or in a keep-alive worker (USE_SUBPROCESS_WORKER=1).",
+            type=click.Choice(["local", "worker", "jupyter"]),
+            help="Where the code runs: in this process, in a keep-alive worker (USE_SUBPROCESS_WORKER=1), or "
+            "on a Jupyter kernel (--kernel).",
         ),
     ):
         command = option(command)
@@ -89,14 +96,17 @@ def _session_settings(
     route: SessionRoute | None,
     isolation: Isolation | None,
     limits: Sequence[str],
+    kernel: str | None,
     preload: str | None = None,
     **others: Any,
 ) -> dict[str, Any]:
     """What the options mean for `Session`; those that need a route choose it."""
     names = () if preload is None else tuple(name.strip() for name in preload.split(","))
-    if route is None and (names or limits or isolation in ("process", "sandbox")):
+    if route is None and kernel is not None:
+        route = "jupyter"
+    elif route is None and (names or limits or isolation in ("process", "sandbox")):
         route = "worker"
-    settings = {"route": route, "isolation": isolation, "preload": names, **others}
+    settings = {"route": route, "kernel": kernel, "isolation": isolation, "preload": names, **others}
     return settings | {"limits": _parsed(limits)} if limits else settings
 
 
@@ -204,7 +214,7 @@ def _notebook_cells(path: str, route: SessionRoute | None) -> tuple[list[Cell], 
     from json_repl.notebook import read_notebook
     from json_repl.notebook_task import task_of_notebook
 
-    notebook = read_notebook(path)
+    notebook = read_notebook(path, any_language=route == "jupyter")
     task = task_of_notebook(path, notebook.metadata)
     is_worker = route == "worker" or (route is None and os.environ.get("USE_SUBPROCESS_WORKER") == "1")
     return list(notebook.cells), {

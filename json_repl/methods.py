@@ -55,7 +55,7 @@ def act(sessions: ServedSessions, request: Request) -> object:
 
 def error_parts(exc: BaseException, method: str) -> tuple[int, str, Mapping[str, object] | None]:
     """The code, the message and the data of the RPC error that says why a method wasn't carried out."""
-    from repl_kernel.errors import SnapshotGone
+    from repl_kernel.errors import RequestRefused, SnapshotGone
 
     if isinstance(exc, SessionClosed):
         return messages.SESSION_CLOSED, f"session closed, not run: {exc}", None
@@ -64,4 +64,6 @@ def error_parts(exc: BaseException, method: str) -> tuple[int, str, Mapping[str,
     if isinstance(exc, InvalidRequest):
         # Where it names no param but the method itself, no other params would help.
         return messages.INTERNAL_ERROR if exc.argument == method else messages.BAD_PARAMS, str(exc), None
+    if isinstance(exc, RequestRefused):
+        return messages.INTERNAL_ERROR, str(exc), None
     return messages.INTERNAL_ERROR, f"{type(exc).__name__}: {exc}", None

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from repl_kernel.timeline import TimelineExecutor
     from task_logger.alerts import OnAlert
 
-SessionRoute = Literal["local", "worker"]
+SessionRoute = Literal["local", "worker", "jupyter"]
 
 _NO_TAGS: Mapping[str, object] = {}
 
@@ -68,6 +68,7 @@ class Session(Timeline):
         owns_process: bool = False,
         spawned: SpawnedKeeper | None = None,
         executor: TimelineExecutor | None = None,
+        kernel: str | None = None,
         redact: Mapping[str, str | re.Pattern[str]] | Literal[False] | None = None,
     ) -> None:
         """Open the task's log and start the route's executor.
@@ -78,7 +79,8 @@ class Session(Timeline):
         `shell` `ipython` the worker runs code as a notebook does: magics, `!`, displays. In a sandbox
         `work_folder` is the one folder that code can write to, `None` a new one below the plan's; `network`
         lets it use the machine's network. `limits` (a `Limits`, or a mapping with its names) say how much
-        code may use, on top of what a sandbox limits anyway. `redact` names
+        code may use, on top of what a sandbox limits anyway. `kernel` goes with `route="jupyter"`: the name
+        of a Jupyter kernel to start, or the path of the connection file of one that runs. `redact` names
         secrets, as values or compiled patterns, that are kept out of the log beside those in the environment
         and well-known tokens; `False` keeps everything in it. `owns_process` is for programs of ours,
         `executor` for branches.
@@ -107,6 +109,7 @@ class Session(Timeline):
         self._events = SessionEvents(settings, self.session_id, self.task, self._keeping.redactor)
         self._contexts: tuple[TaskContext | None, TaskIds, Mapping[str, object]] = (None, self.task, _NO_TAGS)
         chosen = _route_of(route)
+        self._kernel = _checked_kernel(chosen, kernel)
         self._policy = checked_policy(snapshots)
         self.isolation: Isolation = checked_isolation(chosen, isolation)
         self._work = WorkFolder(self.isolation, work_folder, network, self.log_path, self.session_id)
@@ -153,6 +156,10 @@ class Session(Timeline):
                 limits=self.limits,
                 shell=self._shell,
             )
+        if route == "jupyter":
+            from repl_kernel.jupyter.kernel_executor import KernelExecutor
+
+            return KernelExecutor(self._kernel, open_spool=self._keeping.open_spool)
         from repl_kernel.in_process import LocalExecutor
 
         return LocalExecutor(
@@ -461,9 +468,22 @@ def _route_of(route: str | None) -> SessionRoute:
         if setting not in ("0", "1"):
             raise ConfigurationError("USE_SUBPROCESS_WORKER", f"must be 0 or 1, not {setting!r}")
         return "worker" if setting == "1" else "local"
-    if route in ("worker", "local"):
+    if route in ("worker", "local", "jupyter"):
         return cast(SessionRoute, route)
-    raise ConfigurationError("route", f"must be 'local' or 'worker', not {route!r}")
+    raise ConfigurationError("route", f"must be 'local', 'worker' or 'jupyter', not {route!r}")
+
+
+def _checked_kernel(route: SessionRoute, kernel: str | None) -> str:
+    """The kernel of a session on the jupyter route, nothing on others."""
+    if route != "jupyter":
+        if kernel is not None:
+            raise ConfigurationError("kernel", f"needs route='jupyter', and this is {route!r}")
+        return ""
+    if not isinstance(kernel, str) or not kernel:
+        raise ConfigurationError(
+            "kernel", "must name a Jupyter kernel, or a connection file, with route='jupyter'"
+        )
+    return kernel
 
 
 def _checked_preload(route: SessionRoute, preload: Collection[str]) -> tuple[str, ...]:

@@ -84,6 +84,12 @@ class WorkFolder:
 
 def checked_isolation(route: str, isolation: str | None) -> Isolation:
     """The isolation of a session; raises `ConfigurationError` where there is none such on its route."""
+    if route == "jupyter":
+        if isolation not in (None, "external"):
+            raise ConfigurationError(
+                "isolation", f"{isolation!r} needs route='worker': a Jupyter kernel is as isolated as it is"
+            )
+        return "external"
     if isolation is None:
         return "process" if route == "worker" else "none"
     if isolation not in ("none", "process", "sandbox"):

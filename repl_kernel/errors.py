@@ -8,6 +8,7 @@ KernelError
  +-- SnapshotRefused         the code's: its state can't be copied now
  +-- SnapshotLost            the machine's: the copy that held that state has died
  +-- WorkerStartFailed       the machine's: no process to run code in
+ |    +-- KernelUnreachable    the caller's or the machine's: a Jupyter kernel that isn't there
  |    +-- CannotFork         the machine's: no more processes or memory
  |    +-- LimitUnavailable   the machine's: a limit that was asked for can't be held
  |    +-- PreloadFailed      the caller's: a library that can't be loaded before workers are forked
@@ -78,6 +79,10 @@ class WorkerStartFailed(KernelError):
     def __init__(self, message: str, stderr_tail: str = "") -> None:
         super().__init__(message + (f"; it wrote:\n{stderr_tail}" if stderr_tail else ""))
         self.stderr_tail = stderr_tail
+
+
+class KernelUnreachable(WorkerStartFailed):
+    """There is no such Jupyter kernel, it doesn't start, or doesn't answer; nothing of ours is left."""
 
 
 class PreloadFailed(WorkerStartFailed):

@@ -17,6 +17,7 @@ from json_repl.recorded import RecordedExecutor
 from repl_kernel.errors import ExecutorClosed, RequestRefused
 from repl_kernel.executor import Executor, OnInput, OnOutput
 from repl_kernel.in_process import LocalExecutor
+from repl_kernel.jupyter.kernel_executor import KernelExecutor
 from repl_kernel.manager import WorkerExecutor
 from task_logger.record import Artifact, ExecutionOutcome, ExecutionRequest, TaskIds
 from task_logger.session_log import SessionLog
@@ -24,7 +25,7 @@ from task_logger.writer import new_session_id
 from tests.conftest import PATIENCE_S, WaitUntil
 from tests.executor_host import ExecutorInChild
 
-ROUTES = ("local", "local in a process of ours", "worker")
+ROUTES = ("local", "local in a process of ours", "worker", "jupyter")
 TASK = TaskIds(plan_id="P-1", task_id="T-7", task_name="contract")
 
 
@@ -86,6 +87,46 @@ class Caller:
             acting.join()
 
 
+_NAMES = "Jupyter's protocol doesn't tell what code did to the names of its kernel"
+_IPYTHON = "IPython shows errors in its own way: "
+
+NOT_ON_JUPYTER = {
+    "test_the_value_of_a_last_expression_is_the_result": "IPython shows no value after a semicolon",
+    "test_an_exception_comes_in_parts_with_the_users_frames_only": _IPYTHON + "its tracebacks",
+    "test_chained_and_grouped_exceptions_show_no_frames_of_ours": _IPYTHON + "its tracebacks",
+    "test_code_that_is_not_python_is_an_error_with_its_line": "ipykernel shows no text with lone surrogates",
+    "test_leaving_the_interpreter_is_an_error_and_the_namespace_lives_on": "exit() ends an ipykernel",
+    "test_changes_of_the_namespace_are_told": _NAMES,
+    "test_variables_are_described_by_name": _NAMES,
+    "test_a_restart_empties_the_namespace": _NAMES,
+    "test_an_object_that_lies_about_its_class_is_a_variable": _NAMES,
+    "test_names_with_odd_letters_are_variables": _NAMES,
+    "test_an_endless_loop_ends_at_its_time_limit_and_the_next_execution_is_right": _NAMES,
+    "test_asking_leaves_no_trace_in_the_next_outcome": _NAMES,
+    "test_code_that_ends_in_time_is_not_touched_by_its_limit": (
+        "an interrupt may reach a kernel after the code that it was for, and then the next one"
+    ),
+    "test_what_can_be_typed_next_is_told": "IPython's answers say more, and load jedi for seconds",
+    "test_a_completion_replaces_from_the_start_of_what_is_typed_to_the_cursor": "as above",
+    "test_what_is_known_of_a_name_is_told": "IPython's answers are its own",
+    "test_the_source_is_told_where_it_is_asked_for": "IPython's answers are its own",
+    "test_long_values_and_documentation_are_capped": "IPython's answers are its own",
+    "test_objects_that_misbehave_when_asked_are_not_waited_for": "IPython's completer loads jedi for seconds",
+    "test_lone_surrogates_come_out_escaped_and_are_named": "ipykernel sends no text with lone surrogates",
+    "test_an_exception_with_a_surrogate_keeps_type_and_text": "ipykernel sends no text with lone surrogates",
+    "test_any_value_has_its_repr_as_result": "IPython prints values in its own way",
+    "test_a_repr_that_misbehaves_is_no_failure": "IPython shows no value whose repr fails",
+    "test_an_exception_that_cannot_be_described_is_still_an_error": _IPYTHON + "it fails at these",
+    "test_a_closed_stream_works_in_the_next_execution": "ipykernel's stdout stays closed",
+    "test_code_that_asks_without_leave_gets_an_error_that_says_how": "ipykernel's error is its own",
+    "test_the_debugger_does_not_wait_for_input": "IPython's debugger ends without an error",
+    "test_a_caller_that_allows_it_answers_input": "ipykernel's sys.stdin is empty",
+    "test_an_interrupt_from_another_thread_ends_a_loop_and_keeps_what_was": _IPYTHON + "its tracebacks",
+    "test_top_level_await_runs_on_a_loop_that_persists": "ipykernel runs code in a loop of its own",
+    "test_no_task_of_an_interrupted_execution_is_left": "ipykernel has tasks of its own",
+}
+"""Sentences that ipykernel doesn't keep, whoever asks it, and why."""
+
 KINDS = {
     f"{route}, recorded" if recorded else route: (route, recorded)
     for route in ROUTES
@@ -96,7 +137,7 @@ KINDS = {
 def _param(name: str) -> Any:
     """A kind; that a record changes nothing is shown on the worker route always, on the others if slow tests run."""
     route, recorded = KINDS[name]
-    marks = [pytest.mark.slow] if recorded and route != "worker" else []
+    marks = [pytest.mark.slow] if (recorded and route != "worker") or route == "jupyter" else []
     return pytest.param((route, recorded), id=name, marks=marks)
 
 
@@ -104,11 +145,15 @@ def _param(name: str) -> Any:
 def caller(request: pytest.FixtureRequest, log_root: Path, no_leaks: None) -> Iterator[Caller]:
     """A caller of each route, with and without a record."""
     route, recorded = request.param
+    if route == "jupyter" and (reason := NOT_ON_JUPYTER.get(request.node.originalname)):
+        pytest.skip(reason)
     inner: Executor
     if route == "worker":
         inner = WorkerExecutor()
     elif route == "local":
         inner = LocalExecutor()
+    elif route == "jupyter":
+        inner = KernelExecutor("python3")
     else:
         inner = child = ExecutorInChild()
     caller = Caller(inner, route)
@@ -796,8 +841,10 @@ def test_nothing_can_be_interrupted_where_nothing_runs(caller: Caller) -> None:
         "import asyncio\nawait asyncio.gather(*(asyncio.sleep(60) for _ in range(100)))",
     ],
 )
-@pytest.mark.parametrize("caller", [KINDS[ROUTES[1]], KINDS["worker"]], ids=ROUTES[1:], indirect=True)
+@pytest.mark.parametrize("caller", [_param(route) for route in ROUTES[1:]], indirect=True)
 def test_blocking_calls_end_at_the_time_limit_in_processes_of_ours(caller: Caller, code: str) -> None:
+    if caller.route == "jupyter" and "asyncio.run" in code:
+        pytest.skip("ipykernel runs code in a loop already, and there can't be a second one")
     caller.value("kept = 1")
     outcome = caller.run(f"print('partial')\n{code}", time_limit_s=0.3)
     assert outcome.status == "timeout"

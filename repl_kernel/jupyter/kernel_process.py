@@ -1,0 +1,157 @@
+"""A kernel of a session's own: found by name as Jupyter finds it, started under a guard, ended with it.
+
+name --> kernelspec --> connection file in a private folder --> guard --> kernel
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+from repl_kernel.errors import KernelUnreachable
+from repl_kernel.jupyter.connection import Connection, read_connection_file
+from repl_kernel.jupyter.guard import END_SIGNAL, FORGET_SIGNAL, INTERRUPT_SIGNAL, TAIL_BYTES
+from repl_kernel.outcome import Death
+
+if TYPE_CHECKING:
+    from jupyter_client.manager import KernelManager
+
+_BOOT = (
+    "import sys;sys.path.append(sys.argv.pop(1));"
+    "from repl_kernel.jupyter.guard import main;main(sys.argv[1:])"
+)
+_END_LIMIT_S = 5.0
+_LOCAL_PROVISIONERS = ("local-provisioner", "json-repl-warm")
+"""What a kernelspec may name and still be started by its command alone."""
+
+_WITHHELD = ("TASK_LOG_KEY",)
+"""Environment variables that no code gets to see."""
+
+
+class KernelProcess:
+    """One running kernel that is ours; `connection` says where it listens, once it does."""
+
+    def __init__(self, name: str) -> None:
+        """Start it; raises `KernelUnreachable`, and nothing is left then."""
+        if sys.platform != "linux":
+            raise KernelUnreachable(
+                f"a kernel is started on Linux, this is {sys.platform}; start it yourself, and give its "
+                "connection file"
+            )
+        from jupyter_client.connect import write_connection_file
+
+        folder = tempfile.mkdtemp(prefix="json-repl-kernel-")
+        try:
+            path = os.path.join(folder, "connection.json")
+            manager = _manager(name, path)
+            # Not by the manager: it removes what it has written once it is collected itself.
+            write_connection_file(path, key=os.urandom(32).hex().encode(), kernel_name=name)
+            self.connection: Connection = read_connection_file(path)
+            spec: Any = manager.kernel_spec
+            self.interrupts_by_message: bool = spec.interrupt_mode == "message"
+            self._process = _spawn(folder, manager.format_kernel_cmd(), _environment(spec.env))
+        except BaseException:
+            _remove(folder)
+            raise
+        self._folder = folder
+        self.exit_fd = os.pidfd_open(self._process.pid)
+        """Readable once the kernel has ended."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has."""
+        return bool(select.select([self.exit_fd], [], [], 0)[0])
+
+    def interrupt(self) -> None:
+        """Send it SIGINT, and the programs of its process group too."""
+        self._process.send_signal(INTERRUPT_SIGNAL)
+
+    def forget_words(self) -> None:
+        """What it wrote so far says nothing of how it will end."""
+        self._process.send_signal(FORGET_SIGNAL)
+
+    def end(self) -> tuple[Death, str]:
+        """End it, if it hasn't, and all that it started; returns how it ended, and the last it wrote."""
+        if not self.has_ended:
+            self._process.send_signal(END_SIGNAL)
+        if not select.select([self.exit_fd], [], [], _END_LIMIT_S)[0]:
+            self._process.kill()
+        assert self._process.stdout is not None
+        os.set_blocking(self._process.stdout.fileno(), False)
+        status = self._process.wait()
+        tail = self._process.stdout.read(TAIL_BYTES) or b""
+        self._process.stdout.close()
+        os.close(self.exit_fd)
+        _remove(self._folder)
+        return _death(status), tail.decode("utf-8", "replace").strip()
+
+    def abandon(self) -> None:
+        """Close our descriptors only: in a forked child, whose parent the session is."""
+        os.close(self.exit_fd)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._process.returncode = 0  # else its end would be waited for here
+
+
+def _manager(name: str, connection_file: str) -> KernelManager:
+    """Jupyter's knowledge of a kernel, which starts nothing."""
+    from jupyter_client.kernelspec import NoSuchKernel
+    from jupyter_client.manager import KernelManager
+
+    manager = KernelManager(kernel_name=name, connection_file=connection_file)
+    try:
+        spec: Any = manager.kernel_spec
+    except NoSuchKernel as exc:
+        known = ", ".join(sorted(manager.kernel_spec_manager.find_kernel_specs()))
+        raise KernelUnreachable(f"there is no kernel {name!r}; there are: {known or 'none'}") from exc
+    provisioner = spec.metadata.get("kernel_provisioner", {}).get("provisioner_name", _LOCAL_PROVISIONERS[0])
+    if provisioner not in _LOCAL_PROVISIONERS:
+        raise KernelUnreachable(
+            f"kernel {name!r} is started by the provisioner {provisioner!r}, not by a command; start it with "
+            "Jupyter, and give its connection file"
+        )
+    return manager
+
+
+def _environment(of_spec: dict[str, str]) -> dict[str, str]:
+    environment = {key: value for key, value in os.environ.items() if key not in _WITHHELD}
+    own = {key: Template(value).safe_substitute(environment) for key, value in of_spec.items()}
+    return {**environment, **own}
+
+
+def _spawn(folder: str, command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    package_root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    session_fd = os.pidfd_open(os.getpid())
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _BOOT, package_root, str(session_fd), folder, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            pass_fds=[session_fd],
+            start_new_session=True,
+        )
+    except OSError as exc:
+        raise KernelUnreachable(f"cannot start {sys.executable} for a kernel: {exc.strerror}") from exc
+    finally:
+        os.close(session_fd)
+
+
+def _death(status: int) -> Death:
+    if status < 0:
+        name = signal.Signals(-status).name
+        return Death(name, None, f"was killed by {name}", 0)
+    return Death(None, status, f"ended with exit code {status}", 0)
+
+
+def _remove(folder: str) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
