@@ -1,4 +1,4 @@
-"""The command `json-repl`: serve (the default), run, demo, doctor, kernel.
+"""The command `json-repl`: serve (the default), run, demo, doctor, kernel, tap.
 
 main() -> no arguments: stdio.serve, at once   -> otherwise click -> the command -> exit code
 """
@@ -177,6 +177,20 @@ def _commands() -> Group:
         from json_repl.doctor import run_doctor
 
         return run_doctor(as_json=as_json)
+
+    @commands.command("tap")
+    @click.argument("kernel")
+    @click.option("--plan-id", metavar="ID", help="The plan of what is recorded (FLOW_PLAN_ID).")
+    @click.option("--task-id", metavar="ID", help="Its task (FLOW_TASK_ID).")
+    @click.option("--task-name", metavar="NAME", help="The task's name (FLOW_TASK_NAME).")
+    def tap_command(kernel: str, plan_id: str | None, task_id: str | None, task_name: str | None) -> int:
+        """Record a running Jupyter kernel from outside, whoever runs code on it, until Ctrl-C.
+
+        KERNEL is its connection file, or its id where a Jupyter server of yours runs it.
+        """
+        from json_repl.tap import run_tap
+
+        return run_tap(kernel, plan_id=plan_id, task_id=task_id, task_name=task_name)
 
     from json_repl.kernel_commands import kernel_commands
 
