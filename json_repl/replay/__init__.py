@@ -1,0 +1,17 @@
+"""A recorded session as a test: what was recorded runs again, and what differs is told to the column."""
+
+from __future__ import annotations
+
+from json_repl.replay.dry_run import dry_run
+from json_repl.replay.normalizers import Normalizer
+from json_repl.replay.recording import Recording, load_recording
+from json_repl.replay.report import Report, StepReport
+
+__all__ = [
+    "Normalizer",
+    "Recording",
+    "Report",
+    "StepReport",
+    "dry_run",
+    "load_recording",
+]
