@@ -1,4 +1,4 @@
-"""The command `json-repl`: serve (the default), run, demo, doctor, kernel, tap.
+"""The command `json-repl`: serve (the default), run, replay, demo, doctor, kernel, tap.
 
 main() -> no arguments: stdio.serve, at once   -> otherwise click -> the command -> exit code
 """
@@ -163,6 +163,12 @@ def _commands() -> Group:
         settings = _session_settings(**where) | {"time_limit_s": time_limit_s}
         return run_file(file, settings, as_json=as_json, keep_going=keep_going)
 
+    @commands.command("replay")
+    @_what_is_replayed
+    def replay_command(**given: Any) -> int:
+        """Check the recording LOG, or replay it: 0 where all matches, 1 where anything differs."""
+        return replay_log(**given)
+
     @commands.command("demo")
     def demo_command() -> int:
         """Show a recorded session on real data, and what its task log holds."""
@@ -196,6 +202,82 @@ def _commands() -> Group:
 
     commands.add_command(kernel_commands)
     return commands
+
+
+def _what_is_replayed(command: Callable[..., int]) -> Callable[..., int]:
+    """Add the argument and the options of `replay`."""
+    import click
+
+    line_number, some = click.IntRange(min=1), click.FloatRange(min=0, min_open=True)
+    for add in (
+        click.option(
+            "--shell", "has_shell", is_flag=True, help="Look around just before and just after a difference."
+        ),
+        click.option(
+            "--yes", "is_sure", is_flag=True, help="Don't ask before a live replay of many executions."
+        ),
+        click.option("--max-seconds", type=some, metavar="S", help="Let a live replay run no longer."),
+        click.option("--max-executions", type=line_number, metavar="N", help="Run no more of them."),
+        click.option(
+            "--report", "report_path", metavar="FILE", help="Write a report, too: FILE.html, .json or .md."
+        ),
+        click.option("--keep-going", is_flag=True, help="Go on after a difference."),
+        click.option(
+            "--include",
+            multiple=True,
+            type=click.Choice(["crashed", "timeout"]),
+            help="Run what is skipped otherwise; again for each.",
+        ),
+        click.option(
+            "--normalize",
+            multiple=True,
+            metavar="NAME",
+            help="Take for alike: addresses, times, durations, paths, temp-names, set-order, all of these "
+            "(all), what a package offers, /PATTERN/ or /PATTERN/REPLACEMENT/; again for each.",
+        ),
+        click.option("--until", "last_line", type=line_number, metavar="N", help="End with line N."),
+        click.option(
+            "--from", "first_line", type=line_number, metavar="N", help="Compare from line N of the file on."
+        ),
+        click.option("--network", is_flag=True, help="Let code in the sandbox use the machine's network."),
+        click.option(
+            "--isolation",
+            type=click.Choice(["none", "process", "sandbox"]),
+            default="sandbox",
+            help="What the replayed code is kept from [default: sandbox: a recording may be hostile].",
+        ),
+        click.option("--session", "session_id", metavar="ID", help="Only this session; the start of its id."),
+        click.option(
+            "--live/--dry-run",
+            "is_live",
+            help="Run the code, or only check the recording [default: --dry-run].",
+        ),
+        click.argument("path", metavar="LOG"),
+    ):
+        command = add(command)
+    return command
+
+
+def replay_log(**given: Any) -> int:
+    """Check or replay a recording, as the options of `replay` say; returns the exit code."""
+    from json_repl.errors import SessionError
+    from json_repl.own_process import shield_process
+    from json_repl.replay.command import ReplayOptions, run_replay
+    from repl_kernel.errors import KernelError, SandboxUnavailable
+    from task_logger.errors import TaskLogError
+
+    try:
+        shield_process()
+        return run_replay(ReplayOptions(**given))
+    except SandboxUnavailable as exc:
+        return fail(f"{exc}; or, if you trust the recording, replay it with --isolation process")
+    except (TaskLogError, KernelError, SessionError) as exc:
+        return fail(str(exc))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is buffered can't be written at exit either
+        return 1
+    except OSError as exc:
+        return fail(f"{exc.filename or 'the output'} can't be written: {exc.strerror}")
 
 
 def run_file(path: str, settings: Mapping[str, Any], *, as_json: bool, keep_going: bool) -> int:
