@@ -11,6 +11,7 @@ SessionError
  |    +-- RequestFailed         the caller's, mostly: the process answered with an RPC error
  +-- UnreadableCode             the caller's: a file to run that is not Python source text
  +-- UnreadableNotebook         the caller's: a file to run that is not a notebook that we read
+ +-- RecordingRefused           a recording for a test can't be read, or can't be made
 """
 
 from __future__ import annotations
@@ -110,3 +111,16 @@ class UnreadableNotebook(SessionError):
     def __init__(self, path: str, what: str) -> None:
         super().__init__(f"{path} {what}")
         self.path = path
+
+
+class RecordingRefused(SessionError):
+    """A recording for a test can't be read, or can't be made or replaced; its files are untouched.
+
+    `path` names it, `line` is that of its file, `None` where it is about all of it.
+    """
+
+    def __init__(self, path: str, reason: str, *, line: int | None = None) -> None:
+        place = path if line is None else f"{path}:{line}"
+        super().__init__(f"{place}: the recording {reason}; it is untouched")
+        self.path = path
+        self.line = line

@@ -17,6 +17,8 @@ import pytest
 
 from tests.task_logger.log_check import check_log, is_line
 
+pytest_plugins = ["pytester"]
+
 PATIENCE_S = 20.0
 """After this, what must happen is taken for failed; never how long something is meant to take."""
 

@@ -91,6 +91,7 @@ def test_the_wheel_names_its_commands_its_version_its_license_and_what_it_is(whe
     assert dict(commands["jupyter_client.kernel_provisioners"]) == {
         "json-repl-warm": "repl_kernel.jupyter.provisioner:WarmProvisioner"
     }
+    assert dict(commands["pytest11"]) == {"json_repl.pytest_plugin": "json_repl.pytest_plugin"}
     assert metadata["Version"] == __version__
     assert metadata["License-Expression"] == "MIT"
     assert metadata["Requires-Python"] == ">=3.11"

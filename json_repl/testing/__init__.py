@@ -1,0 +1,1 @@
+"""What the pytest plugin does once a recording is used in a test."""

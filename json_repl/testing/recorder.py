@@ -1,0 +1,95 @@
+"""Makes a recording with real sessions, and puts it in its place when the test has passed.
+
+real Session -> task log, events, artifacts in a temporary folder --install--> path, and what is beside it
+
+A recording that is there is replaced only if it can be read.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from json_repl.errors import RecordingRefused
+from json_repl.session import Session
+from json_repl.testing.recording import read_calls, read_responses
+from task_logger.artifacts import artifact_path
+from task_logger.errors import LogNotFound
+from task_logger.key_places import KEY_SETTING
+from task_logger.task import events_beside
+
+
+class Recorder:
+    """The recording of one path in one test; its sessions write to one task log."""
+
+    def __init__(self, path: str) -> None:
+        """Nothing is at `path` before `install`. Raises `RecordingRefused` where it may not be replaced."""
+        _check_replaceable(path)
+        self.path = path
+        self._root = tempfile.mkdtemp(prefix="json-repl-recording-")
+
+    def open(self) -> Session:
+        """Start a session whose log becomes the recording; route and ids are those of the environment."""
+        return Session(log_dir=self._root)
+
+    def install(self) -> None:
+        """Put the recording in its place, its sessions being closed.
+
+        Raises `RecordingRefused`; what was there is then untouched.
+        """
+        logs = sorted(Path(self._root).glob("*/*.jsonl"))
+        if len(logs) != 1:
+            what = "several tasks, and a recording is of one" if logs else "no execution"
+            raise RecordingRefused(self.path, f"can't be made: the test has logged {what}")
+        log = str(logs[0])
+        calls = read_calls(log)
+        read_responses(log)
+        _check_replaceable(self.path)  # it may have come meanwhile
+        folder, plan = os.path.dirname(self.path), os.path.dirname(log)
+        os.makedirs(folder, exist_ok=True)
+        for call in calls:
+            for artifact in call.record.outcome.artifacts:
+                _put(artifact_path(plan, artifact.sha256), artifact_path(folder, artifact.sha256))
+        events = events_beside(self.path)
+        if os.path.exists(events_beside(log)):
+            _put(events_beside(log), events)
+        elif os.path.exists(events):
+            os.remove(events)  # of the recording that is being replaced
+        _put(log, self.path)
+
+    def close(self) -> None:
+        """Remove the temporary folder; idempotent."""
+        shutil.rmtree(self._root, ignore_errors=True)
+
+
+def _check_replaceable(path: str) -> None:
+    if os.environ.get(KEY_SETTING):
+        raise RecordingRefused(
+            path, f"can't be made: recordings are plain, and {KEY_SETTING} is set; unset it"
+        )
+    if os.path.lexists(f"{path}.zst"):
+        raise RecordingRefused(path, "is there compressed; remove that first")
+    try:
+        read_calls(path)
+        read_responses(path)
+    except LogNotFound:
+        events = events_beside(path)
+        if os.path.lexists(events):
+            raise RecordingRefused(path, f"is gone, but its events {events!r} are there") from None
+        if os.path.lexists(path):
+            raise RecordingRefused(path, "is a link to nothing; remove it first") from None
+
+
+def _put(source: str, target: str) -> None:
+    """Copy a file to its place, which has the old or the new one at any time."""
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    descriptor, copy = tempfile.mkstemp(prefix=".", dir=os.path.dirname(target))
+    os.close(descriptor)
+    try:
+        shutil.copyfile(source, copy)
+        os.replace(copy, target)
+    except BaseException:
+        os.remove(copy)
+        raise
