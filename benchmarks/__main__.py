@@ -13,7 +13,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import append, diff, doctests, growth, isolation, roundtrip, startup, state, warm
+from benchmarks import (
+    append,
+    diff,
+    doctests,
+    events,
+    growth,
+    isolation,
+    jupyter,
+    jupyter_start,
+    redaction,
+    replay,
+    roundtrip,
+    startup,
+    state,
+    verify,
+    warm,
+)
 from benchmarks.table import markdown
 
 Bar = tuple[str, float, float]
@@ -48,12 +64,27 @@ def _append_table(found: Any) -> str:
         [name.removesuffix("_us").replace("_", " "), took_us] for name, took_us in found["opening"].items()
     ]
     header = ["append", "writers", "fsync", "p50 µs", "p99 µs", "lines/s"]
-    return markdown(header, rows) + "\n\n" + markdown(["", "µs"], opening)
+    encrypted = [
+        [str(row["bytes"]), row["plain_us"], row["encrypted_us"], row["more_us"]]
+        for row in found["encrypted"]
+    ]
+    tables = [
+        markdown(header, rows),
+        markdown(["bytes of a line", "plain µs", "encrypted µs", "more µs"], encrypted),
+        markdown(["", "µs"], opening),
+    ]
+    return "\n\n".join(tables)
 
 
 def _append_bars(found: Any) -> list[Bar]:
     (alone,) = [row for row in found["chained"] if row["writers"] == 1 and not row["fsync"]]
-    return [("append, locked and chained, one writer, p50 µs", alone["p50_us"], 15.0)]
+    small, kilobyte, large = found["encrypted"]
+    return [
+        ("append, locked and chained, one writer, p50 µs", alone["p50_us"], 15.0),
+        ("append, 500 bytes encrypted, more than plain, µs", small["more_us"], 20.0),
+        ("append, 64 KB encrypted, more than plain, µs", large["more_us"], 200.0),
+        ("append, 1,000 bytes encrypted, µs", kilobyte["encrypted_us"], 60.0),
+    ]
 
 
 def _diff_table(found: Any) -> str:
@@ -103,6 +134,20 @@ BENCHMARKS = {
         table=warm.table,
         bars=warm.bars,
     ),
+    "jupyter": Benchmark(
+        title="A cell in Jupyter",
+        measure=jupyter.measure,
+        quick=lambda: jupyter.measure(**jupyter.QUICK),
+        table=jupyter.table,
+        bars=jupyter.bars,
+    ),
+    "jupyter_start": Benchmark(
+        title="Start of a Jupyter kernel",
+        measure=jupyter_start.measure,
+        quick=lambda: jupyter_start.measure(**jupyter_start.QUICK),
+        table=jupyter_start.table,
+        bars=jupyter_start.bars,
+    ),
     "isolation": Benchmark(
         title="Isolation",
         measure=isolation.measure,
@@ -117,6 +162,27 @@ BENCHMARKS = {
         table=_append_table,
         bars=_append_bars,
     ),
+    "verify": Benchmark(
+        title="Verifying",
+        measure=verify.measure,
+        quick=lambda: verify.measure(**verify.QUICK),
+        table=verify.table,
+        bars=verify.bars,
+    ),
+    "events": Benchmark(
+        title="Events",
+        measure=events.measure,
+        quick=lambda: events.measure(**events.QUICK),
+        table=events.table,
+        bars=events.bars,
+    ),
+    "redaction": Benchmark(
+        title="Redaction",
+        measure=redaction.measure,
+        quick=lambda: redaction.measure(**redaction.QUICK),
+        table=redaction.table,
+        bars=redaction.bars,
+    ),
     "diff": Benchmark(
         title="The diff", measure=diff.measure, quick=diff.measure, table=_diff_table, bars=_diff_bars
     ),
@@ -126,6 +192,13 @@ BENCHMARKS = {
         quick=lambda: growth.measure(**growth.QUICK),
         table=growth.table,
         bars=growth.bars,
+    ),
+    "replay": Benchmark(
+        title="Replay",
+        measure=replay.measure,
+        quick=lambda: replay.measure(**replay.QUICK),
+        table=replay.table,
+        bars=replay.bars,
     ),
     "state": Benchmark(
         title="State",

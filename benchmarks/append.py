@@ -4,7 +4,8 @@
 
 Each writer is a process that appends lines of about 500 bytes in a loop; `p50_us` and `p99_us` are the
 medians of the writers' own. The bare loop is orjson and one `write`: no lock, no chain. Opening is measured
-on logs of 10 and of 1,000,000 lines.
+on logs of 10 and of 1,000,000 lines. What encryption adds is the median difference of appends to an encrypted
+and a plain log that take turns.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ from typing import IO, Any
 import orjson
 
 from task_logger.codec import seal
+from task_logger.keys import KeySource
 from task_logger.log_file import LogFile
 
 _FIELDS = {"plan_id": "P-1", "task_id": "T-7", "code": "x = 1", "stdout": "y" * 300, "success": True}
 _WRITERS = (1, 8, 64)
 _MOST_LINES = 200_000  # of one writer: a bound for its memory and the disk
 _LONG_LOG_LINES = 1_000_000
+_BODY_BYTES = (500, 1_000, 64 << 10)
+_MOST_BYTES = 200 << 20  # of each of two logs
 
 
 def _append_chained(path: str, fsync: bool) -> Callable[[], object]:
@@ -137,8 +141,44 @@ def _measure_opening(folder: str) -> dict[str, float]:
     return found
 
 
+def _measure_encryption(folder: str, body_bytes: int, seconds: float) -> dict[str, float]:
+    from task_logger.encryption import cipher_to_write
+
+    paths = [f"{folder}/{name}.{body_bytes}.jsonl" for name in ("plain", "encrypted")]
+    cipher = cipher_to_write(paths[1], _new_key(f"{folder}/key"))
+    logs = [LogFile(paths[0]), LogFile(paths[1], cipher=cipher)]
+    body = b'{"code":"%b"' % os.urandom(body_bytes).hex()[: body_bytes - 10].encode()
+    clock = time.perf_counter_ns
+    took_us: list[tuple[float, float]] = []
+    ends_at_ns = clock() + int(2 * seconds * 1e9)
+    while clock() < ends_at_ns and len(took_us) * body_bytes < _MOST_BYTES:
+        times = [clock()]
+        for log in logs if len(took_us) % 2 else reversed(logs):
+            log.append(body)
+            times.append(clock())
+        first, second = (times[1] - times[0]) / 1e3, (times[2] - times[1]) / 1e3
+        took_us.append((first, second) if len(took_us) % 2 else (second, first))
+    for log in logs:
+        log.close()
+    for path in paths:
+        Path(path).unlink()
+    return {
+        "bytes": body_bytes,
+        "plain_us": round(median(plain for plain, _ in took_us), 2),
+        "encrypted_us": round(median(encrypted for _, encrypted in took_us), 2),
+        "more_us": round(median(encrypted - plain for plain, encrypted in took_us), 2),
+    }
+
+
+def _new_key(path: str) -> KeySource:
+    Path(path).touch(0o600)
+    if not Path(path).stat().st_size:
+        Path(path).write_bytes(os.urandom(32))
+    return KeySource(f"file:{path}")
+
+
 def measure(seconds: float = 1.0) -> dict[str, Any]:
-    """Return the rows of both tables; `seconds` is how long the writers of each row run."""
+    """Return the rows of all tables; `seconds` is how long the writers of each row run."""
     with tempfile.TemporaryDirectory(prefix="append-benchmark-") as folder:
         chained = [
             _measure_writers(folder, writers, fsync, _append_chained, seconds)
@@ -146,7 +186,13 @@ def measure(seconds: float = 1.0) -> dict[str, Any]:
             for writers in _WRITERS
         ]
         bare = [_measure_writers(folder, 1, fsync, _write_bare, seconds) for fsync in (False, True)]
-        return {"chained": chained, "bare": bare, "opening": _measure_opening(folder)}
+        encrypted = [_measure_encryption(folder, body_bytes, seconds) for body_bytes in _BODY_BYTES]
+        return {
+            "chained": chained,
+            "bare": bare,
+            "encrypted": encrypted,
+            "opening": _measure_opening(folder),
+        }
 
 
 def main() -> None:
@@ -168,6 +214,11 @@ def main() -> None:
             print(
                 f"{name:24}{row['writers']:>8}{fsync:>8}{row['p50_us']:>10}{row['p99_us']:>10}{row['lines_per_s']:>10}"
             )
+    for row in found["encrypted"]:
+        sizes = (
+            f"{row['bytes']:>6} bytes: {row['plain_us']:>8} us plain, {row['encrypted_us']:>8} us encrypted"
+        )
+        print(f"{sizes}, {row['more_us']:>8} us more")
     for name, took_us in found["opening"].items():
         print(f"{name:40}{took_us:>10} us")
 

@@ -30,6 +30,7 @@ SAMPLE = (
 )
 
 
+@pytest.mark.slow
 def test_a_sample_of_the_doctests_gives_the_same_on_both_routes() -> None:
     found = measure(SAMPLE)
     assert is_right(found), table(found)
