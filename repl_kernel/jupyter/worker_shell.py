@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +23,9 @@ from traitlets import Any as AnyTrait
 from traitlets import Type
 
 from repl_kernel.jupyter.kernel_magics import COMMANDS
+
+_THREAD_END_S = 0.1
+"""How long a thread that has nothing more to do may take to end, on a busy machine."""
 
 Show = Callable[[dict[str, Any]], None]
 """Takes a message about a display; see `OnDisplay`."""
@@ -181,12 +185,23 @@ class WorkerShell(InteractiveShell):
             entries.extend([""] * (seq - len(entries)))
 
     def stop_threads(self) -> None:
-        """End the thread that `%%bash` leaves: while there is one, no snapshot can be made."""
+        """End the threads that `%%bash` leaves: while there is one, no snapshot can be made."""
         scripts = self.magics_manager.registry.get("ScriptMagics")
         if scripts is not None and scripts.event_loop is not None:
             scripts._gc_bg_processes()
             if not scripts.bg_processes:
                 scripts.stop_event_loop()
+                _await_waiters_for_programs()
+
+
+def _await_waiters_for_programs() -> None:
+    """Join asyncio's threads that wait for a program: that of `%%bash` has told its end, and ends itself.
+
+    Such a thread of the user's own may wait for long: hence the bound.
+    """
+    for thread in threading.enumerate():
+        if thread.name.startswith("asyncio-waitpid-"):
+            thread.join(_THREAD_END_S)
 
 
 def _only_alone(name: str, about: str) -> Callable[[str], None]:

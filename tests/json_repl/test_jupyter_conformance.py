@@ -199,6 +199,9 @@ def _failures(
 NOT_ALONE = frozenset(("Parallel Execute A.ipynb", "Parallel Execute B.ipynb"))
 """They wait for each other, and for a cell that nbclient's tests put in front."""
 
+TO_INTERRUPT = frozenset(("Interrupt.ipynb", "keyboard_interrupt.ipynb"))
+"""They sleep until they are interrupted; the latter for 60 s at most."""
+
 _CHANGES_WHAT_IS_SHOWN = ("clear_output", "with output", "display_with_id")
 """The line keeps what was shown first, the notebook what was left of it."""
 
@@ -277,7 +280,7 @@ def _run(path: Path, kernel_name: str) -> Any:
         notebook,
         km=manager,
         allow_errors=True,
-        timeout=5 if path.name == "Interrupt.ipynb" else 60,
+        timeout=5 if path.name in TO_INTERRUPT else 120,
         interrupt_on_timeout=True,
         resources={"metadata": {"path": str(path.parent)}},
     )
