@@ -11,9 +11,22 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from dataclasses import field as dataclass_field
-from typing import IO, Literal
+from typing import IO, TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from dataclasses import dataclass
+else:
+    import dataclasses
+
+    def dataclass(*, frozen, slots, kw_only):
+        """As the original, but that only the type checker holds a value frozen.
+
+        Four of these are made for every execution: holding them frozen at run time would take a tenth of all
+        the time that a session adds to it.
+        """
+        return dataclasses.dataclass(slots=slots, kw_only=kw_only, unsafe_hash=frozen)
+
 
 Status = Literal["ok", "error", "timeout", "interrupted", "crashed", "unknown"]
 Route = Literal["local", "worker", "jupyter", "ray"]
