@@ -104,6 +104,49 @@ def test_a_well_known_token_is_found_by_its_rule_and_by_the_pre_filter(name: str
         assert secrets.may_be_in(form)
 
 
+@pytest.mark.parametrize("name", _EXAMPLES)
+def test_a_token_is_found_right_behind_an_escape_or_a_colour(name: str) -> None:
+    for text in _EXAMPLES[name]:
+        alone = Secrets({}).find(text)
+        for before in (
+            "\\n",
+            "\\\\t",
+            "\\x00",
+            "\\u003d",
+            "%3D",
+            "=3D",
+            "\x1b[m",
+            "\x1b[1;33m",
+            "\\x1b[38;5;241m",
+        ):
+            found = Secrets({}).find(before + text)
+            assert [place.value for place in found] == [place.value for place in alone], before
+
+
+@pytest.mark.parametrize(
+    ("text", "secret"),
+    [
+        ("aws_secret_access_key\x1b[39m = \x1b[33m'wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKE1'", "bPxRfi"),
+        ("aws_secret_access_key=b'wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKE1'", "bPxRfi"),
+        ('"Authorization"\x1b[0m: \x1b[32m"Basic dXNlcjpwYXNz"', "dXNlcjpwYXNz"),
+        ("postgres://admin:P@ssw0rd#1@db/shop", "ssw0rd"),
+        ("done" + "ghp_" + "aB3" * 12, "aB3aB3"),
+    ],
+)
+def test_a_secret_is_found_whatever_shows_it(tmp_path: Path, text: str, secret: str) -> None:
+    assert secret not in _redactor(tmp_path).text(text)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{number}:{line}\n", "{number:6}\t{line}\n", "---> {number} {line}\n", "{line}<br/>", "\x1b[2m{line}\n"],
+)
+def test_a_part_of_a_private_key_is_found_behind_line_numbers_and_marks(tmp_path: Path, line: str) -> None:
+    lines = ["-----BEGIN PRIVATE KEY-----", *("MIIEvQ" + "aB3/" * 14 for _ in range(4))]
+    text = "".join(line.format(number=number, line=one) for number, one in enumerate(lines, 1))
+    assert "aB3" not in _redactor(tmp_path).text(text)
+
+
 @pytest.mark.parametrize("text", _INNOCENT)
 def test_what_only_looks_like_a_token_stays(text: str) -> None:
     assert Secrets({}).find(text) == []
