@@ -40,7 +40,7 @@ class _Decompressed(SizedSource):
         try:
             size = zstandard.get_frame_parameters(header).content_size
         except zstandard.ZstdError:
-            size = 0  # reading says what is wrong
+            size = 1  # not empty for those who look at the size: reading says what is wrong
         self._first_frame_bytes = 0 if size == zstandard.CONTENTSIZE_UNKNOWN else size
         self._stream = self._begin()
 

@@ -245,7 +245,7 @@ def test_a_compressor_that_is_killed_anywhere_leaves_the_log(tmp_path: Path) -> 
         assert log.read_bytes() == data
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "no start", "cut in its header", "emptied"])
 def test_a_damaged_compressed_log_is_named_and_no_new_log_begins_in_its_place(
     tmp_path: Path, damage: str
 ) -> None:
@@ -254,11 +254,21 @@ def test_a_damaged_compressed_log_is_named_and_no_new_log_begins_in_its_place(
     data = bytearray(compressed(log).read_bytes())
     if damage == "cut":
         del data[len(data) // 2 :]
+    elif damage == "cut in its header":
+        del data[5:]
+    elif damage == "emptied":
+        data.clear()
+    elif damage == "no start":
+        data[0] ^= 0x10
     else:
         data[len(data) // 2] ^= 0x10
     compressed(log).write_bytes(data)
     with pytest.raises(LogUnreadable, match="compressed, and"):
         list(read_lines(str(log)))
+    with pytest.raises(LogUnreadable, match="compressed, and"):
+        verify_log(str(log))
+    with pytest.raises(LogUnreadable, match="compressed, and"):
+        list(last_lines(str(log), 3))
     with pytest.raises(LogUnavailable, match="compressed, and"):
         logger(tmp_path)
     assert names(log.parent) == {compressed(log).name}
