@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import click
 
 from task_logger import cli_keeping, display
-from task_logger.errors import KeyRefused, TaskLogError
+from task_logger.errors import TaskLogError
 from task_logger.log_view import (
     dumps,
     echo,
@@ -137,7 +137,7 @@ def _ls(*, log_dir: str | None, plan_id: str | None, as_json: bool) -> int:
     for path in logs:
         try:
             summaries.append(asdict(summarize(path)))
-        except KeyRefused as exc:
+        except TaskLogError as exc:
             refused += 1
             _fail(str(exc), 1)
     if as_json:

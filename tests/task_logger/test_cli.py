@@ -151,6 +151,15 @@ def test_ls_lists_logs_in_numbers(log: Path, tmp_path: Path) -> None:
     assert task_log(tmp_path, "ls", "--plan", "P-2", "--json").stdout == ""
 
 
+def test_ls_names_what_cannot_be_read_and_lists_the_rest(log: Path, tmp_path: Path) -> None:
+    (log.parent / "0.folder.jsonl").mkdir()
+    (log.parent / "9.cut.jsonl.zst").touch()
+    ended = task_log(tmp_path, "ls", "--json")
+    assert [json.loads(line)["path"] for line in ended.stdout.splitlines()] == [str(log)]
+    assert ["0.folder" in line or "9.cut" in line for line in ended.stderr.splitlines()] == [True, True]
+    assert ended.returncode == 1
+
+
 def test_show_is_a_table_without_colour_or_lines_in_a_pipe(log: Path, tmp_path: Path) -> None:
     ended = task_log(tmp_path, "show", str(log))
     assert ended.returncode == 0
