@@ -61,9 +61,17 @@ def take_abandoned(path: str) -> AbandonedFile | None:
 
 
 def pending_names(folder: str) -> list[str]:
-    """Return the names of the pending files in a folder, which need not exist. Raises `OSError`."""
+    """Return the names of the pending files in a folder, which need not exist. Raises `OSError`.
+
+    What is no regular file is none of ours: neither writers nor readers look at it.
+    """
     try:
-        return sorted(name for name in os.listdir(folder) if not name.endswith(UNREADABLE_SUFFIX))
+        with os.scandir(folder) as entries:
+            return sorted(
+                entry.name
+                for entry in entries
+                if not entry.name.endswith(UNREADABLE_SUFFIX) and entry.is_file(follow_symlinks=False)
+            )
     except FileNotFoundError:
         return []
 

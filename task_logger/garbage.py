@@ -216,12 +216,13 @@ def _artifact_cipher(plan_folder: str, key: KeySource | None) -> ArtifactCipher 
 
 def _references(plan_folder: str, key: KeySource | None) -> Iterator[str]:
     folder = f"{plan_folder}/pending"
-    for name in _names(folder):
+    for name in pending_names(folder):
+        yield from _pending_references(plan_folder, f"{folder}/{name}", key)
+    for name in _names(folder):  # after them: one of them may just have been put aside
         if name.endswith(UNREADABLE_SUFFIX):
             raise _uncertain(
                 f"{folder}/{name}", "it is a pending file that makes no sense; look at it, and remove it"
             )
-        yield from _pending_references(plan_folder, f"{folder}/{name}", key)
     # Only then the logs: what is settled meanwhile is in its log before its pending file is gone.
     for path in log_files(plan_folder):
         for line in _all_lines(path, key):

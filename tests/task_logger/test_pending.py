@@ -16,9 +16,12 @@ from hypothesis import strategies as st
 
 from task_logger.abandoned import look_at
 from task_logger.codec import encode, encode_request
+from task_logger.compression import compress_log
 from task_logger.errors import LogDiskFull, LogPathRefused
+from task_logger.garbage import find_garbage
 from task_logger.log_file import LogFile
 from task_logger.pending import PendingFile
+from task_logger.pending_check import check_pending
 from task_logger.record import ExecutionOutcome, ExecutionRequest, TaskIds
 from task_logger.settling import has_line, pending_requests, settle
 from task_logger.writer import new_session_id
@@ -227,7 +230,14 @@ def test_other_things_in_the_pending_folder_are_no_obstacle(tmp_path: Path) -> N
     (tmp_path / "pending" / "folder").mkdir(parents=True)
     os.mkfifo(tmp_path / "pending" / "fifo")
     (tmp_path / "pending" / "link").symlink_to("/etc/passwd")
-    assert settle(str(tmp_path), LogFile(str(tmp_path / _LOG_NAME))) == []
+    log = LogFile(str(tmp_path / _LOG_NAME))
+    log.append(encode(_request(new_session_id(), 1), _OK).body)
+    assert settle(str(tmp_path), log) == []
+    log.close()
+    assert pending_requests(str(tmp_path), _LOG_NAME) == []
+    assert check_pending(str(tmp_path), lambda _path: None) == []
+    assert find_garbage(str(tmp_path)).files == ()
+    assert compress_log(str(tmp_path / _LOG_NAME)).plain_bytes > 0
     assert _names(tmp_path) == ["fifo", "folder", "link"]
 
 
