@@ -6,6 +6,7 @@ environment --names a secret? worth hiding?--> KnownSecret: its forms, in text, 
 
 from __future__ import annotations
 
+import re
 from binascii import a2b_base64, a2b_hex, b2a_base64
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -21,6 +22,9 @@ _SECRET_PARTS = (
     "SECRET", "TOKEN", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL", "APIKEY", "PRIVATE_KEY", "COOKIE",
 )  # fmt: skip
 _SECRET_ENDS = ("_KEY", "_PWD", "_PASS", "_AUTH", "_PAT")
+
+_BASE64_PART = r"(?=[a-z0-9]*[A-Z])(?=[A-Z0-9]*[a-z])(?=[A-Za-z]*[0-9])[A-Za-z0-9]{12}|\+|=$"
+"""What paths hardly have, and keys in base64 do: one in 64 of them begins with a slash."""
 
 _COMMON = frozenset(
     ("disabled", "enabled", "required", "optional", "password", "changeme", "undefined", "localhost",
@@ -75,7 +79,9 @@ def is_worth_hiding(value: str) -> bool:
     """Whether a value can be a secret: not short, not a number, a path, a plain URL or a common word."""
     if len(value) < MIN_SECRET_CHARACTERS or value.lower() in _COMMON or len(set(value)) < 4:
         return False
-    if value.startswith(("/", "~", "./", "../", "keyring:")) or (value.isdecimal() and len(value) < 12):
+    if value.startswith(("~/", "./", "../", "keyring:")) or (value.isdecimal() and len(value) < 12):
+        return False
+    if value.startswith("/") and re.search(_BASE64_PART, value) is None:
         return False
     return not (value.startswith(("http://", "https://")) and "@" not in value)
 

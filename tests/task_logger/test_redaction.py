@@ -174,6 +174,7 @@ def test_the_rule_for_names_covers_that_of_the_worker(name: str) -> None:
         "1234567",
         "12345678",
         "/run/secrets/x",
+        "/var/run/secrets/kubernetes.io/serviceaccount/token",
         "~/.netrc",
         "https://vault.example/",
         "disabled",
@@ -183,6 +184,13 @@ def test_the_rule_for_names_covers_that_of_the_worker(name: str) -> None:
 def test_short_common_and_public_values_are_no_secrets(value: str) -> None:
     assert not is_worth_hiding(value)
     assert Secrets({"MY_TOKEN": value}).find(f"x {value} y") == []
+
+
+@pytest.mark.parametrize(
+    "value", ["/9j+AbCdEfGhIjKlMnOpQrStUvWxYz0123456789", "/ab/Cd0EfGhIjKlMnOp", "~Xy9!kdk3Lw"]
+)
+def test_a_secret_that_begins_like_a_path_is_one(value: str) -> None:
+    assert [place.value for place in Secrets({"MY_TOKEN": value}).find(f"x {value} y")] == [value]
 
 
 def _forms(value: str) -> dict[str, str]:
