@@ -38,7 +38,7 @@ from task_logger.folder_lock import file_lock
 from task_logger.garbage import artifact_files, log_files, names_in
 from task_logger.key_places import PLAN_HEADER, header_names, header_path, headers_folder, is_event_log
 from task_logger.line_checks import ArtifactCheck, LineChecks
-from task_logger.log_source import is_compressed
+from task_logger.log_source import existing_path, is_compressed
 from task_logger.pending_check import check_pending
 from task_logger.reader import LogLine, LogReader, last_lines, read_lines
 from task_logger.verification import verify_log
@@ -182,6 +182,7 @@ class _Export:
         return newest >= self._since
 
     def _copy_log(self, path: str) -> None:
+        path = existing_path(path)  # compressed, or brought back, since it was listed
         descriptor, size_bytes = _cut(path)
         try:
             copied = CopiedFile(descriptor, size_bytes, self._archive)

@@ -224,7 +224,9 @@ def _references(plan_folder: str, key: KeySource | None) -> Iterator[str]:
                 f"{folder}/{name}", "it is a pending file that makes no sense; look at it, and remove it"
             )
     # Only then the logs: what is settled meanwhile is in its log before its pending file is gone.
-    for path in log_files(plan_folder):
+    with folder_lock(plan_folder):  # else a log that is just compressed could be seen in neither form
+        logs = log_files(plan_folder)
+    for path in logs:
         for line in _all_lines(path, key):
             yield from names_in(line.data)
 

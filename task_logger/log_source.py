@@ -16,6 +16,9 @@ from task_logger.errors import LogNotFound, LogUnreadable
 COMPRESSED_SUFFIX = ".zst"
 """Ends the name of a compressed log, behind that of the plain one."""
 
+_TRIES = 10
+"""A log can be compressed or brought back between a look and the opening, but not so often in a row."""
+
 LOG_ENDINGS = (".jsonl", ".jsonl" + COMPRESSED_SUFFIX)
 
 
@@ -33,14 +36,17 @@ def open_source(path: str) -> IO[bytes]:
 
     Raises `LogNotFound` and `LogUnreadable`.
     """
-    there = existing_path(path)
-    try:
-        descriptor = os.open(there, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError as exc:
-        raise LogNotFound(path) from exc
-    except (OSError, ValueError) as exc:
-        reason = "it has no such name" if isinstance(exc, ValueError) else exc.strerror
-        raise LogUnreadable(f"task log {path!r} can't be read: {reason}", path=path) from exc
+    for tries_left in range(_TRIES)[::-1]:
+        there = existing_path(path)
+        try:
+            descriptor = os.open(there, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            break
+        except FileNotFoundError as exc:
+            if not tries_left or existing_path(path) == there:
+                raise LogNotFound(path) from exc
+        except (OSError, ValueError) as exc:
+            reason = "it has no such name" if isinstance(exc, ValueError) else exc.strerror
+            raise LogUnreadable(f"task log {path!r} can't be read: {reason}", path=path) from exc
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise LogUnreadable(f"{path!r} is no task log: it is no regular file", path=path)
@@ -63,10 +69,10 @@ def plain_path(path: str) -> str:
 
 
 def existing_path(path: str) -> str:
-    """Return the path of the compressed log where that alone is there, else the one given."""
-    compressed = path + COMPRESSED_SUFFIX
-    if is_compressed(compressed) and not os.path.lexists(path) and os.path.lexists(compressed):
-        return compressed
+    """Return the path of the log's other form, plain or compressed, where that alone is there, else this."""
+    other = plain_path(path) if is_compressed(path) else path + COMPRESSED_SUFFIX
+    if other.endswith(LOG_ENDINGS) and not os.path.lexists(path) and os.path.lexists(other):
+        return other
     return path
 
 

@@ -128,6 +128,10 @@ class LogReader:
         """Return the present size of the file, of a compressed one that of what it holds."""
         return size_of(self._file)
 
+    def stored_bytes(self) -> int:
+        """Return how long the file is on the disk, compressed or not."""
+        return os.fstat(self._file.fileno()).st_size
+
     def check_path(self) -> None:
         """Raise `LogUnreadable` where the path is no longer this file."""
         try:

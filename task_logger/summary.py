@@ -6,12 +6,11 @@ lines and damage of a log, in order -> DamageTally -> which damage no writer's d
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import orjson
 
-from task_logger.reader import Damage, LogLine, read_lines, recovered_pieces
+from task_logger.reader import Damage, LogLine, LogReader, recovered_pieces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,12 +60,14 @@ def summarize(path: str) -> LogSummary:
     tally = DamageTally()
     succeeded = failed = 0
     last: dict[str, object] = {}
-    for line in read_lines(path):
-        tally.add(line)
-        if isinstance(line, LogLine):
-            last = orjson.loads(line.data)
-            succeeded += last.get("success") is True
-            failed += last.get("success") is not True
+    with LogReader(path) as reader:
+        for line in reader.lines():
+            tally.add(line)
+            if isinstance(line, LogLine):
+                last = orjson.loads(line.data)
+                succeeded += last.get("success") is True
+                failed += last.get("success") is not True
+        stored_bytes = reader.stored_bytes()
     return LogSummary(
         plan=str(last.get("plan_id", "")),
         task=str(last.get("task_id", "")),
@@ -75,7 +76,7 @@ def summarize(path: str) -> LogSummary:
         ok=succeeded,
         failed=failed,
         last=str(last.get("timestamp", "")),
-        bytes=os.stat(path).st_size,
+        bytes=stored_bytes,
         damaged=len(tally.alarming()),
         path=path,
     )

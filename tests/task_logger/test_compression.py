@@ -25,6 +25,7 @@ from task_logger.log_file import LogFile
 from task_logger.reader import Damage, LogLine, find_logs, last_lines, pending_of, read_lines
 from task_logger.record import ExecutionOutcome, ExecutionRequest, TaskIds
 from task_logger.session_log import SessionLog
+from task_logger.summary import summarize
 from task_logger.verification import verify_log
 from task_logger.writer import TaskLogger, new_session_id
 
@@ -243,6 +244,22 @@ def test_a_compressor_that_is_killed_anywhere_leaves_the_log(tmp_path: Path) -> 
         if not log.exists():
             restore_log(str(log), fsync=False)
         assert log.read_bytes() == data
+
+
+def test_a_log_that_is_brought_back_is_still_read_by_its_compressed_name(tmp_path: Path) -> None:
+    log = new_log(tmp_path)
+    compress_log(str(log))
+    listed = find_logs(str(tmp_path))
+    restore_log(str(log), fsync=False)
+    (path,) = listed
+    assert summarize(path).lines == len(list(read_lines(path))) == verify_log(path).lines == 20
+    assert summarize(path).bytes == log.stat().st_size
+    compress_log(str(log))
+    assert summarize(str(log)).bytes == compressed(log).stat().st_size
+    compressed(log).unlink()
+    for name in (str(log), path):
+        with pytest.raises(LogNotFound):
+            summarize(name)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "no start", "cut in its header", "emptied"])
