@@ -255,7 +255,7 @@ def decode(line: bytes, path: str = "") -> ExecutionRecord:
         raise BadLine(path, f"it is not JSON ({exc})") from exc
     if not isinstance(fields, dict):
         raise BadLine(path, "it is JSON, but no object")
-    if "enc" in fields:
+    if "enc" in fields and stored_key_id(line) is not None:  # else it is a field of a program's own
         raise EncryptedLine(path)
     version = fields.get("schema")
     if isinstance(version, int) and not isinstance(version, bool) and version != SCHEMA_VERSION:

@@ -190,6 +190,8 @@ def completed_fields(
     for name, value in given.items():
         if not isinstance(name, str):
             raise InvalidField(repr(name), "named by a text", value)
+        if not name.isascii() and name.encode(errors="replace").decode() != name:
+            raise InvalidField(ascii(name), "named by a text without lone surrogates", value)
         if name in CHAIN_FIELDS:
             raise InvalidField(name, "left out: the log itself writes it", value)
         check_field(name, value)

@@ -107,7 +107,8 @@ class Redactor:
                 kept[name] = value
                 continue
             item = self.json(value)
-            kept[name if name in _NAMES else self.text(name)] = (
+            is_theirs = isinstance(name, str) and name not in _NAMES  # what is no text is refused later
+            kept[self.text(name) if is_theirs else name] = (
                 _of_its_type(value, item) if item == WITHHELD else item
             )
         return kept

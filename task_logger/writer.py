@@ -13,7 +13,7 @@ from types import TracebackType
 
 from task_logger import artifacts
 from task_logger.codec import complete, timestamp
-from task_logger.errors import ConfigurationError, LogMoved
+from task_logger.errors import ConfigurationError, InvalidField, LogMoved
 from task_logger.log_file import LogFile
 from task_logger.opening import make_folder
 from task_logger.record import Artifact, LogHead
@@ -73,6 +73,8 @@ class TaskLogger:
         `InvalidField` for a value that a line can't have, and whatever `LogFile.append` does;
         the line is not in the log then, and the next `write` works as if this one had not been.
         """
+        if not isinstance(mapping, Mapping):
+            raise InvalidField("mapping", "a mapping from names of fields to values", mapping)
         with self._turn:
             seq = self._seq + 1
             body = complete(

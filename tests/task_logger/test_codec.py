@@ -453,12 +453,18 @@ def test_a_program_may_give_fields_of_its_own_and_any_value_json_can_hold() -> N
     assert fields["tags"] == {"x": {"type": "float", "text": "inf"}}
 
 
+@pytest.mark.parametrize("name", ["a\ud800", 5, None])
+def test_a_field_needs_a_name_that_a_line_can_hold(name: Any) -> None:
+    with pytest.raises(InvalidField, match="named by a text"):
+        completed({name: 1})
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
         ("plan_id", 1), ("timestamp", "yesterday"), ("elapsed_ms", -1), ("elapsed_ms", True),
         ("elapsed_ms", math.nan), ("success", 1), ("added_vars", "x"), ("added_vars", [1]), ("seq", 0),
-        ("seq", 1.0),
+        ("seq", 1.0), ("seq", 2**64), ("elapsed_ms", 2**64),
         ("session_id", "x"), ("route", "moon"), ("status", "fine"), ("result", "2"), ("error", {"type": "E"}),
         ("variables", {"x": 1}), ("artifacts", [{}]), ("tags", []), ("schema", 2), ("n", 1),
         ("prev", "0" * 64),

@@ -30,6 +30,8 @@ from task_logger.errors import (
 )
 from task_logger.log_file import LogFile
 from task_logger.opening import make_folder
+from task_logger.reader import read_records
+from task_logger.record import ExecutionRecord
 from task_logger.writer import EnhancedTaskLogger, TaskLogger, new_session_id
 from tests.task_logger.log_check import check_log
 
@@ -749,3 +751,18 @@ def test_session_ids_are_version_7_uuids_that_sort_by_time() -> None:
     assert {(one.version, one.variant) for one in ids} == {(7, "specified in RFC 4122")}
     assert len(set(ids)) == 1000
     assert [one.int >> 80 for one in ids] == sorted(one.int >> 80 for one in ids)
+
+
+@pytest.mark.parametrize("wrong", [None, 1, "code", [("code", "1")], {5: "x", 6: "y"}, {"a\ud800": 1}])
+def test_what_is_no_mapping_from_names_is_refused_and_uses_no_number(tmp_path: Path, wrong: Any) -> None:
+    with TaskLogger("P", 1, "x", log_dir=tmp_path) as log:
+        with pytest.raises(InvalidField):
+            log.write(wrong)
+        assert log.write({"code": "1"}).n == 1
+
+
+def test_a_programs_own_field_does_not_make_a_line_look_encrypted(tmp_path: Path) -> None:
+    own = {"enc": "A256GCM", "key_id": "0123456789abcdef", "data": "AAAA"}
+    with TaskLogger("P", 1, "x", log_dir=tmp_path) as log:
+        log.write(own)
+    assert [isinstance(seen, ExecutionRecord) and seen.extra for seen in read_records(log.path)] == [own]
