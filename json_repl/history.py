@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -23,7 +24,7 @@ def session_lines(
     from collections import deque
 
     mark = session_id.encode()
-    found: deque[dict[str, Any]] = deque(maxlen=last)
+    found: deque[dict[str, Any]] = deque(maxlen=None if last is None else min(last, sys.maxsize))
     try:
         for line in read_lines(log_path, key):
             if isinstance(line, LogLine) and mark in line.data:

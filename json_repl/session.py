@@ -97,13 +97,13 @@ class Session(Timeline):
         self.task = task_ids(plan_id, task_id, task_name)
         self.log_path = log_path(settings.root, self.task)
         self._settings = settings
-        self._actor = actor or "python"
+        self._actor = _checked_actor(actor)
         self._time_limit_s = _checked_time_limit(time_limit_s)
         self._turn = _thread.RLock()
         self._owner_pid = os.getpid()
         self._seq = 0
         self._is_executing = False
-        self._redact = redact if redact is False else dict(redact or {})
+        self._redact = _checked_redact(redact)
         secrets = None if self._redact is False else Secrets(os.environ, self._redact)
         self._keeping = Keeping(settings, self.task, secrets)
         self._events = SessionEvents(settings, self.session_id, self.task, self._keeping.redactor)
@@ -375,8 +375,11 @@ class Session(Timeline):
 
     def history(self, last: int | None = None) -> list[dict[str, Any]]:
         """The lines of this session in its task's log, oldest first; `last` bounds them to the
-        newest ones."""
+        newest ones. Raises `InvalidRequest` where it is no number of lines."""
         from json_repl.history import session_lines
+
+        if last is not None and (not isinstance(last, int) or isinstance(last, bool) or last < 0):
+            raise InvalidRequest("last", f"must be a whole number of lines, 0 or more, not {last!r}")
 
         with self._turn:
             self._require_open()
@@ -510,6 +513,24 @@ def _checked_shell(route: str, shell: str) -> ShellName:
     if shell != "plain" and route != "worker":
         raise ConfigurationError("shell", f"{shell!r} needs route='worker'")
     return cast(ShellName, shell)
+
+
+def _checked_actor(actor: str | None) -> str:
+    if not isinstance(actor, (str, type(None))):
+        raise ConfigurationError("actor", f"must be a text, not a {type(actor).__name__}")
+    return actor or "python"
+
+
+def _checked_redact(
+    redact: Mapping[str, str | re.Pattern[str]] | Literal[False] | None,
+) -> dict[str, str | re.Pattern[str]] | Literal[False]:
+    if redact is False:
+        return False
+    if not isinstance(redact, (Mapping, type(None))):
+        raise ConfigurationError(
+            "redact", "takes secrets by name, {'NAME': value or compiled pattern}, or False"
+        )
+    return dict(redact or {})
 
 
 def _checked_time_limit(time_limit_s: float | None) -> float | None:

@@ -82,7 +82,7 @@ def _described(source: object, mime: str | None) -> tuple[str, str]:
         return "bytes", mime or _UNKNOWN_MIME
     if not isinstance(source, (str, os.PathLike)):
         raise InvalidRequest("artifact", f"must be a path or bytes, not a {type(source).__name__}")
-    name = os.path.basename(os.path.abspath(os.fspath(source)))
+    name = os.path.basename(os.path.abspath(os.fsdecode(source)))
     if mime is None:
         from mimetypes import guess_type
 
@@ -94,10 +94,14 @@ def _pieces(source: str | os.PathLike[str] | bytes) -> Iterator[bytes]:
     if isinstance(source, bytes):
         yield source
         return
-    descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not block
+    try:
+        descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not block
+    except ValueError as exc:
+        raise InvalidRequest("artifact", f"must be the path of a file, not {os.fspath(source)!r}") from exc
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InvalidRequest("artifact", f"must be a regular file, which {os.fspath(source)!r} isn't")
     with os.fdopen(descriptor, "rb", buffering=0) as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise InvalidRequest("artifact", f"must be a regular file, which {os.fspath(source)!r} isn't")
         while piece := file.read(_COPY_BYTES):
             yield piece
 

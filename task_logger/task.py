@@ -178,10 +178,10 @@ def task_number(task_id: str) -> int:
 def log_root(log_dir: str | os.PathLike[str] | None = None) -> str:
     """Return the folder of all plans: the one given, else TASK_LOG_DIR, else one in the user's state folder.
 
-    Raises `ConfigurationError` for a path with a NUL character.
+    Raises `ConfigurationError` for what is no path, or one with a NUL character.
     """
     setting = "log_dir"
-    folder = None if log_dir is None else os.fspath(log_dir)
+    folder: object = os.fspath(log_dir) if isinstance(log_dir, os.PathLike) else log_dir
     if folder is None:
         setting = "TASK_LOG_DIR"
         folder = os.environ.get("TASK_LOG_DIR") or f"{_state_folder()}/task_logger"

@@ -121,7 +121,7 @@ def test_it_is_encrypted_where_the_log_is(tmp_path: Path, monkeypatch: pytest.Mo
     assert content(plan(tmp_path), reference["sha256"]) == b"top secret " * 200_000
 
 
-@pytest.mark.parametrize("wrong", ["fifo", "folder", "number", "text", "mime"])
+@pytest.mark.parametrize("wrong", ["fifo", "folder", "number", "text", "NUL", "mime"])
 def test_what_can_not_be_kept_is_named_and_nothing_is_left(
     session: Session, tmp_path: Path, wrong: str
 ) -> None:
@@ -131,11 +131,15 @@ def test_what_can_not_be_kept_is_named_and_nothing_is_left(
         "folder": tmp_path,
         "number": 7,
         "text": tmp_path / "no",
+        "NUL": "\0",
         "mime": b"",
     }
-    with pytest.raises((InvalidRequest, OSError)):
+    error = FileNotFoundError if wrong == "text" else InvalidRequest
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(error):
         session.artifact(sources[wrong], "no mime" if wrong == "mime" else None)  # type: ignore[arg-type]  # wrong on purpose
     assert not [path for path in (plan(tmp_path) / "artifacts").rglob("*") if path.is_file()]
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_closed_session_keeps_nothing(session: Session) -> None:
