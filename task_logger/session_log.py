@@ -345,8 +345,10 @@ class SessionLog:
         self._is_behind = True
         lost = self._backlog.lost_at_the_end()
         text = f"task log of session {self._session_id}: {error}\n"
-        if (pending := self._files.pending) is not None:
+        if (pending := self._files.pending) is not None and os.path.lexists(pending.path):
             text += f"what is not in the log stays in {pending.path}; the log's next writer appends it\n"
+        elif pending is not None:
+            text += f"LOST, because {pending.path}, which had it, is gone as well: what is not in the log\n"
         if lost:
             text += f"LOST, because nothing could be written: {', '.join(lost)}\n"
             self._alert("critical", text.rstrip("\n"))

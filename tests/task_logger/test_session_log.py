@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import random
 import signal
 import subprocess
@@ -204,6 +205,20 @@ def test_what_stays_unwritten_at_the_end_is_named_on_stderr(
     away.rename(path)
     _next_writer(tmp_path)
     assert _lines(tmp_path) == [(session.session_id, 1, "ok")]
+
+
+def test_a_folder_that_is_gone_with_all_in_it_is_said_to_be_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = _Session(tmp_path)
+    folder = _log_path(tmp_path).parent
+    shutil.rmtree(folder)
+    folder.touch()
+    session.run()
+    session.log.close()
+    said = capsys.readouterr().err
+    assert "LOST" in said
+    assert "stays in" not in said
 
 
 def test_a_full_disk_delays_lines_and_loses_none(small_disk: Path) -> None:
