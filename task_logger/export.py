@@ -190,7 +190,11 @@ class _Export:
             self._archive.begin(self._name(path), size_bytes, modified_s=os.fstat(descriptor).st_mtime)
             plain = open_compressed(source) if is_compressed(path) else source
             checks = LineChecks(
-                path, sealer=self._sealer, cipher=self._cipher_of(path), artifacts=self._named
+                path,
+                sealer=self._sealer,
+                cipher=self._cipher_of(path),
+                has_key=self._key is not None,
+                artifacts=self._named,
             )
             reader = LogReader(path, decrypts=False, source=plain)
             verdict = verify_log(path, checks=checks, reader=reader)

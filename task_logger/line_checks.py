@@ -12,7 +12,7 @@ from task_logger import artifacts
 from task_logger.codec import stored_key_id
 from task_logger.errors import ArtifactError, BadLine, EncryptedLine, KeyRefused, MissingArtifact, WrongKey
 from task_logger.findings import Finding, FindingKind, Findings, Level
-from task_logger.key_places import is_event_log
+from task_logger.key_places import header_path, is_event_log
 from task_logger.reader import LogLine
 from task_logger.sealing import SEAL_KEY_SETTING, Sealer, seal_of
 
@@ -29,12 +29,16 @@ class LineChecks:
         *,
         sealer: Sealer | None = None,
         cipher: Cipher | None = None,
+        has_key: bool = False,
         artifacts: ArtifactCheck | None = None,
     ) -> None:
-        """`sealer` has the key of seals, `cipher` that of an encrypted log; `artifacts` are the plan's."""
+        """`sealer` has the key of seals, `cipher` that of an encrypted log; `artifacts` are the plan's.
+
+        With `has_key` it is no answer that encrypted lines can't be opened: their header is gone.
+        """
         self._path = path
         self._seals = SealTally(path, sealer)
-        self._cipher = cipher
+        self._cipher, self._has_key = cipher, has_key
         self._artifacts = artifacts
         self._decrypted = self._closed = 0
 
@@ -68,12 +72,20 @@ class LineChecks:
         """Say what can only be said of the whole log."""
         self._seals.finish(findings)
         if self._closed:
+            level: Level = "unproven"
             reason = (
                 f"{self._closed} encrypted {_lines(self._closed)}: their chain is checked, but not who wrote "
                 "them, nor the artifacts that they name; set TASK_LOG_KEY to check that"
             )
+            if self._has_key and self._cipher is None:
+                level = "problem"
+                reason = (
+                    f"{self._closed} encrypted {_lines(self._closed)} can't be opened, nor who wrote them be "
+                    f"told: the header {header_path(self._path)!r} with the wrapped data key is gone; bring "
+                    "it back from where the log came"
+                )
             findings.add(
-                Finding(kind="not_decrypted", level="unproven", path=self._path, line=0, at=0, reason=reason)
+                Finding(kind="not_decrypted", level=level, path=self._path, line=0, at=0, reason=reason)
             )
 
     def _opened(self, line: LogLine, number: int, findings: Findings) -> bytes | None:

@@ -64,7 +64,13 @@ class _View:
     def log(self, path: str, artifacts: ArtifactCheck) -> None:
         """Verify one log, and print the verdict."""
         try:
-            checks = LineChecks(path, sealer=self._sealer, cipher=_cipher_of(path), artifacts=artifacts)
+            checks = LineChecks(
+                path,
+                sealer=self._sealer,
+                cipher=_cipher_of(path),
+                has_key=bool(os.environ.get(KEY_SETTING)),
+                artifacts=artifacts,
+            )
             verdict = verify_log(path, head=self._head, checks=checks)
         except TaskLogError as exc:
             self.is_no = True

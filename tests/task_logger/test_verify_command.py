@@ -221,3 +221,9 @@ def test_an_encrypted_logs_chain_is_checked_without_the_key_and_each_line_with_i
         if stored.is_file():
             stored.unlink()
     assert "artifact_missing: line 5" in verify(root=root, **setting).stdout
+    # Without its header nobody can tell whether the key was used at all.
+    (root / "P-1" / "keys" / "7.x.key").unlink()
+    assert verify(root=root).returncode == 0
+    headless = verify(root=root, **setting)
+    assert headless.returncode == 1
+    assert "problem: not_decrypted: 5 encrypted lines can't be opened" in headless.stdout
