@@ -34,6 +34,8 @@ class Archive:
         if os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
         folder = os.path.dirname(os.path.abspath(path))
+        if not path or not os.path.isdir(folder):  # else the error would name the temporary file
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), folder if path else "")
         self._temporary = f"{folder}/.{os.urandom(8).hex()}.tmp"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self._file = os.fdopen(os.open(self._temporary, flags, 0o600), "wb")

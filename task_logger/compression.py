@@ -23,8 +23,9 @@ from task_logger.abandoned import content_at, pending_names
 from task_logger.codec import read_link
 from task_logger.compressed_file import open_compressed
 from task_logger.descriptors import LockDescriptor
-from task_logger.errors import LogInUse, LogNotFound, LogPathRefused, LogUnreadable, log_error
+from task_logger.errors import LogInUse, LogNotFound, LogUnreadable, log_error
 from task_logger.folder_lock import folder_lock
+from task_logger.key_places import is_event_log
 from task_logger.log_source import COMPRESSED_SUFFIX, is_compressed
 from task_logger.opening import sync_folder
 from task_logger.pending import log_name_in
@@ -51,12 +52,17 @@ def compress_log(path: str) -> Compressed:
     """Replace a finished log by its compressed form.
 
     Raises `LogInUse` where a session has it, or left something for it to settle, and where it grew meanwhile;
-    `LogNotFound`, `LogPathRefused`, `LogUnreadable` and `LogUnavailable`. The log is untouched then.
+    `LogNotFound`, `LogUnreadable` for what is no plain log, and `LogUnavailable`. The log is untouched then.
     """
     path = os.path.abspath(path)
-    if is_compressed(path) or not path.endswith(".jsonl"):
-        raise LogPathRefused(path, "only <n>.<name>.jsonl can be compressed")
-    if not os.path.lexists(path):
+    is_there = os.path.lexists(path)
+    if is_compressed(path) or (not is_there and os.path.lexists(path + COMPRESSED_SUFFIX)):
+        raise _not_compressed(path, "it is compressed already")
+    if not path.endswith(".jsonl"):
+        raise _not_compressed(path, "it is no log <n>.<name>.jsonl")
+    if is_event_log(path):  # no pending file says who has it open, and a writer would begin it anew
+        raise _not_compressed(path, "it is a log of events")
+    if not is_there:
         raise LogNotFound(path)
     _require_finished(path)
     temporary = _temporary(path)
@@ -166,8 +172,12 @@ def _open(path: str) -> LockDescriptor:
         raise log_error(path, exc) from exc
     if not stat.S_ISREG(os.fstat(log.number).st_mode):
         log.close()
-        raise LogPathRefused(path, "it is no regular file")
+        raise _not_compressed(path, "it is no regular file")
     return log
+
+
+def _not_compressed(path: str, reason: str) -> LogUnreadable:
+    return LogUnreadable(f"{path!r} can't be compressed: {reason}", path=path)
 
 
 def _temporary(path: str) -> str:

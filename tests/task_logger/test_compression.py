@@ -17,7 +17,6 @@ from task_logger.errors import (
     ConfigurationError,
     LogInUse,
     LogNotFound,
-    LogPathRefused,
     LogUnavailable,
     LogUnreadable,
 )
@@ -324,17 +323,28 @@ def test_an_encrypted_log_is_compressed_and_goes_on(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("TASK_LOG_KEY", "correct horse battery staple")
     log = new_log(tmp_path)
     compress_log(str(log))
+    with pytest.raises(LogUnreadable, match="compressed already"):
+        compress_log(str(log))
     codes = [line.record().request.code for line in read_lines(str(log)) if isinstance(line, LogLine)]
     assert codes == [f"x = {number}" for number in range(20)]
     with logger(tmp_path) as writer:
         assert writer.write({"code": "more"}).n == 21
 
 
-@pytest.mark.parametrize("name", ["7.login.jsonl.zst", "7.login.txt", "events"])
-def test_only_a_plain_log_can_be_compressed(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("7.login.jsonl.zst", "compressed already"),
+        ("7.login.txt", "no log"),
+        ("events", "no log"),
+        ("7.login.events.jsonl", "events"),
+    ],
+)
+def test_only_a_plain_log_can_be_compressed(tmp_path: Path, name: str, why: str) -> None:
     (tmp_path / name).write_bytes(b"")
-    with pytest.raises(LogPathRefused):
+    with pytest.raises(LogUnreadable, match=f"can't be compressed: .*{why}"):
         compress_log(str(tmp_path / name))
+    assert os.listdir(tmp_path) == [name]
     with pytest.raises(LogNotFound):
         compress_log(str(tmp_path / "8.x.jsonl"))
 
