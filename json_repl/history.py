@@ -28,8 +28,11 @@ def session_lines(
     try:
         for line in read_lines(log_path, key):
             if isinstance(line, LogLine) and mark in line.data:
-                fields = orjson.loads(line.data)
-                if fields["session_id"] == session_id:
+                try:
+                    fields = orjson.loads(line.data)
+                except ValueError:
+                    continue  # forged: `task-log show` names it, as it does damage
+                if fields.get("session_id") == session_id:
                     found.append(fields)
     except LogNotFound:
         return []  # nothing could be written yet

@@ -40,7 +40,7 @@ from task_logger.key_places import PLAN_HEADER, header_names, header_path, heade
 from task_logger.line_checks import ArtifactCheck, LineChecks
 from task_logger.log_source import existing_path, is_compressed
 from task_logger.pending_check import check_pending
-from task_logger.reader import LogLine, LogReader, last_lines, read_lines
+from task_logger.reader import LogLine, LogReader, last_lines, read_lines, started
 from task_logger.verification import verify_log
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ class _Export:
         newest = ""
         for line in last_lines(path, 1):
             if isinstance(line, LogLine):
-                newest = str(orjson.loads(line.data).get("timestamp", ""))
+                newest = started(line)
         return newest >= self._since
 
     def _copy_log(self, path: str) -> None:

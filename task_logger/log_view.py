@@ -26,6 +26,7 @@ from task_logger.reader import (
     read_lines,
     record_of,
     start_of_last,
+    started,
 )
 from task_logger.record import Artifact, ExecutionRecord, ExecutionRequest
 from task_logger.summary import DamageTally
@@ -77,7 +78,7 @@ def show_all(path: str, *, as_json: bool, since: str | None = None) -> int:
     def seen(reader: LogReader) -> Iterator[LogLine | Damage]:
         for line in reader.lines():
             tally.add(line)
-            if since is None or isinstance(line, Damage) or _started(line) >= since:
+            if since is None or isinstance(line, Damage) or started(line) >= since:
                 yield line
 
     with LogReader(path) as reader:
@@ -141,10 +142,6 @@ def show_tree(path: str, *, as_json: bool) -> int:
     return report(tally)
 
 
-def _started(line: LogLine) -> str:
-    return str(orjson.loads(line.data).get("timestamp", ""))
-
-
 def _can_write(text: str) -> bool:
     try:
         text.encode(sys.stdout.encoding or "ascii")
@@ -202,18 +199,31 @@ def _wait_for_more(reader: LogReader) -> None:
 
 
 def json_text(line: LogLine | Damage) -> str:
-    """Render a line as it is, or damage as an object."""
-    if isinstance(line, Damage):
-        fields = {
-            "damage": line.kind,
-            "path": line.path,
-            "at": line.at,
-            "bytes": line.bytes,
-            "reason": line.reason,
-        }
-        return dumps(fields)
-    text = line.data.decode()
-    return display.printable_json(text) if sys.stdout.isatty() else text
+    """Render a line as it is, or damage as an object: a forged line that is no JSON as well."""
+    if isinstance(line, LogLine):
+        if _is_json(line.data):
+            text = line.data.decode()
+            return display.printable_json(text) if sys.stdout.isatty() else text
+        damage: ExecutionRecord | Damage = record_of(line)
+    else:
+        damage = line
+    assert isinstance(damage, Damage)  # what is no JSON has no record
+    fields: dict[str, object] = {
+        "damage": damage.kind,
+        "path": damage.path,
+        "at": damage.at,
+        "bytes": damage.bytes,
+        "reason": damage.reason,
+    }
+    return dumps(fields)
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        orjson.loads(data)
+    except ValueError:
+        return False
+    return True
 
 
 def dumps(fields: dict[str, object]) -> str:

@@ -357,12 +357,24 @@ def _start_of_last_forwards(path: str, file: IO[bytes], count: int) -> int:
     return starts[0] if starts else 0
 
 
+def started(line: LogLine) -> str:
+    """Return the `timestamp` of a plain line; of one that has none, a text that is newer than any."""
+    try:
+        return str(orjson.loads(line.data)["timestamp"])
+    except (ValueError, KeyError):
+        return "~"  # forged: it is shown, and kept
+
+
 def recovered_pieces(line: LogLine) -> list[tuple[int, int]]:
     """Return offset and length of the unreadable pieces that a line names."""
     if b'"recovered":[' not in line.data:
         return []
-    pieces = orjson.loads(line.data).get("recovered", ())
-    return [(piece["at"], piece["bytes"]) for piece in pieces]
+    try:
+        pieces = orjson.loads(line.data)["recovered"]
+        named = [(piece["at"], piece["bytes"]) for piece in pieces]
+    except (ValueError, TypeError, KeyError):
+        return []  # forged: it names nothing
+    return named if all(isinstance(number, int) for piece in named for number in piece) else []
 
 
 def pending_of(path: str) -> list[tuple[ExecutionRequest, bool]]:

@@ -179,7 +179,10 @@ def _is_line_of(line: bytes, needle: bytes, seq: int, cipher: Cipher | None) -> 
             return False  # forged: whoever reads the log is told
     if needle not in line:
         return False
-    fields = orjson.loads(line)
+    try:
+        fields = orjson.loads(line)
+    except ValueError:
+        return False  # forged as well
     return bool(fields.get("session_id") == needle[14:-1].decode() and fields.get("seq") == seq)
 
 

@@ -64,7 +64,14 @@ def summarize(path: str) -> LogSummary:
         for line in reader.lines():
             tally.add(line)
             if isinstance(line, LogLine):
-                last = orjson.loads(line.data)
+                try:
+                    last = orjson.loads(line.data)
+                except ValueError as exc:  # forged, with the right hash
+                    damage = Damage(
+                        kind="unreadable", path=path, at=line.at, bytes=len(line.data), reason=str(exc)
+                    )
+                    tally.add(damage)
+                    continue
                 succeeded += last.get("success") is True
                 failed += last.get("success") is not True
         stored_bytes = reader.stored_bytes()

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from task_logger.codec import FIRST_PREV, complete, seal, timestamp
+from task_logger.cli import main
+from task_logger.codec import FIRST_PREV, complete, read_link, seal, timestamp
 from task_logger.record import TaskIds
 
 TASK = TaskIds(plan_id="P-1", task_id="T-7", task_name="user login")
@@ -402,3 +403,46 @@ def test_json_on_a_terminal_cannot_command_it(log: Path, tmp_path: Path) -> None
     assert json.loads(got)["stdout"] == "\x9b31m\u202e\x7f\x1b"
     assert not set(got.strip()) & set("\x9b\u202e\x7f\x1b")
     assert "\x9b" in task_log(tmp_path, "show", str(log), "--json").stdout
+
+
+_FORGED = {
+    "no JSON": b'{"a":nonsense',
+    "too deep": b'{"a":' + b"[" * 3000 + b"]" * 3000,
+    "no UTF-8": b'{"\xff":1',
+    "names odd pieces": b'{"recovered":[5,{"at":"x","bytes":null}]',
+    "has a lone surrogate": b'{"session_id":"\\ud800"',
+}
+"""Bodies of lines whose hash and place in the chain are right: anyone can make them."""
+
+
+@pytest.mark.parametrize("forged", _FORGED.values(), ids=_FORGED)
+def test_a_forged_line_with_the_right_hash_breaks_no_command(
+    log: Path,
+    tmp_path: Path,
+    forged: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("TASK_LOG_DIR", str(tmp_path))
+    lines = log.read_bytes().splitlines()
+    last = read_link(lines[-1])
+    assert last is not None
+    line, _ = seal(forged, last.n + 1, last.hash)
+    log.write_bytes(b"\n".join([*lines, line]))
+    path, since = str(log), ("--since", "1970-01-01")
+    for command in (
+        ("show",),
+        ("show", *since),
+        ("show", "--tree"),
+        ("show", "--json"),
+        ("tail",),
+        ("decrypt",),
+    ):
+        main([command[0], path, *command[1:]])
+        assert len(capfd.readouterr().out.splitlines()) >= len(lines)
+    assert main(["show", path, "--json"]) in (0, 1)
+    assert [json.loads(shown) for shown in capfd.readouterr().out.splitlines()]
+    for command in (("ls",), ("verify",), ("gc", log.parent.name)):
+        assert main([*command]) in (0, 1)
+    export = ("export", log.parent.name, "-o", str(tmp_path / "a.tar.zst"), *since)
+    assert main([*export]) in (0, 1)
