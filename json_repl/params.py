@@ -60,10 +60,7 @@ def _parse_execute(given: Mapping[str, Any]) -> Execute:
 
 def _parse_history(given: Mapping[str, Any]) -> History:
     refuse_unknown(given, "history", ("last",))
-    last = given.get("last")
-    if last is not None and (not isinstance(last, int) or isinstance(last, bool) or last < 0):
-        raise BadParams("last must be an integer of 0 or more, or null for all")
-    return History(last=last)
+    return History(last=None if given.get("last") is None else count(given, "last"))
 
 
 def _parse_input_reply(given: Mapping[str, Any]) -> InputReply:
@@ -96,12 +93,12 @@ def text(given: Mapping[str, Any], name: str) -> str:
 
 
 def count(given: Mapping[str, Any], name: str) -> int:
-    """A param that is an integer of 0 or more; raises `BadParams`."""
+    """A param that is an integer of 0 or more, of 63 bits at most; raises `BadParams`."""
     if name not in given:
         raise BadParams(f"{name} is missing; it must be an integer of 0 or more")
     value = given[name]
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise BadParams(f"{name} must be an integer of 0 or more")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_COUNT:
+        raise BadParams(f"{name} must be an integer of 0 or more, below 2**63")
     return value
 
 
@@ -131,6 +128,9 @@ def time_limit_s(given: Mapping[str, Any]) -> float | None:
         raise BadParams("time_limit_s must be a number of seconds above 0, at most a year, or null")
     return float(value)
 
+
+MAX_COUNT = 2**63 - 1
+"""What a reply can name again; no execution has such a number anyway."""
 
 MAX_TIME_LIMIT_S = 366 * 24 * 3600
 """Timers of the system overflow not far above this; no limit at all is `null`."""

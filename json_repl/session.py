@@ -378,9 +378,9 @@ class Session(Timeline):
         newest ones. Raises `InvalidRequest` where it is no number of lines."""
         from json_repl.history import session_lines
 
-        if last is not None and (not isinstance(last, int) or isinstance(last, bool) or last < 0):
-            raise InvalidRequest("last", f"must be a whole number of lines, 0 or more, not {last!r}")
-
+        is_number = isinstance(last, int) and not isinstance(last, bool)
+        if last is not None and (not is_number or not 0 <= last < 1 << 63):
+            raise InvalidRequest("last", f"must be a number of lines, or None for all, not {last!r}")
         with self._turn:
             self._require_open()
             return session_lines(self.log_path, self.session_id, last, self._settings.key)

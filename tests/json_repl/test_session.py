@@ -121,6 +121,14 @@ def test_history_is_this_sessions_lines_in_order(session: Session, log_root: Pat
     assert len(lines_of(log_root)) == 6
 
 
+def test_a_number_of_lines_that_can_t_be_meant_is_named(log_root: Path) -> None:
+    odd: list[Any] = [-1, 1.5, "1", True, 10**30]
+    with Session("local") as session:
+        for last in odd:
+            with pytest.raises(InvalidRequest, match=r"last must be a number of lines"):
+                session.history(last)
+
+
 @pytest.mark.parametrize("odd", ["a\u2028b\u0085c", "nul \0 text", "\ud800", "\x1b[31m", "𐍈", "\r\n"])
 def test_odd_texts_in_code_tags_and_names_make_one_line_each(odd: str, log_root: Path) -> None:
     for route in ROUTES:

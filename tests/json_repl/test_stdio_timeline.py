@@ -61,6 +61,7 @@ def test_a_state_that_is_not_kept_is_refused_with_the_nearest_that_is(start_serv
     assert (error["code"], error["data"]) == (-32602, {"seq": 7, "nearest": 1})
     assert "is not kept; the nearest that is kept is 1" in error["message"]
     assert error_of(server, "branch", seq=7)["data"] == {"seq": 7, "nearest": 1}
+    assert error_of(server, "rewind", seq=10**30)["code"] == -32602  # no reply could name it
     assert result_of(server, "x") == "1"
 
 
