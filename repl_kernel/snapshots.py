@@ -177,6 +177,11 @@ class SnapshotRing:
         """Take in what a worker has announced of its copies; `line`: what was executed up to its state."""
         while (packet := _receive(channel)) is not None:
             message, fd = packet
+            if not _is_announcement(message, fd):
+                if fd >= 0:
+                    os.close(fd)
+                self.refused = "executed code wrote to the worker's connection"
+                continue
             if "made" in message:
                 self._add(message, fd, line)
             elif fd >= 0:
@@ -250,8 +255,27 @@ class SnapshotRing:
             self.drop(self._kept[-1].seq)
 
 
+def _is_announcement(message: dict[str, Any], fd: int) -> bool:
+    """Whether a worker of ours can have sent this; executed code holds the same descriptor."""
+    if type(message.get("minflt")) is not int or not isinstance(message.get("refused", ""), str):
+        return False
+    if "made" not in message:
+        return True
+    descriptors = message.get("descriptors")
+    return (
+        fd >= 0
+        and type(message.get("seq")) is int
+        and type(message.get("at")) is float
+        and isinstance(descriptors, list)
+        and all(isinstance(text, str) for text in descriptors)
+    )
+
+
 def _receive(socket: _socket.socket) -> tuple[dict[str, Any], int] | None:
-    """The next packet, and the descriptor it came with (or −1); `None` without one, or without a peer."""
+    """The next packet, and the descriptor it came with (or −1); `None` without one, or without a peer.
+
+    It is empty where none of ours has written it.
+    """
     try:
         data, rights, _, _ = socket.recvmsg(
             _PACKET_BYTES, _socket.CMSG_SPACE(4), _MSG_CMSG_CLOEXEC | _socket.MSG_DONTWAIT
@@ -260,4 +284,11 @@ def _receive(socket: _socket.socket) -> tuple[dict[str, Any], int] | None:
         return None
     if not data:
         return None
-    return orjson.loads(data), struct.unpack("i", rights[0][2])[0] if rights else -1
+    fds = [fd for _, _, payload in rights for fd in struct.unpack(f"{len(payload) // 4}i", payload)]
+    for fd in fds[1:]:
+        os.close(fd)
+    try:
+        message = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        message = {}
+    return message if isinstance(message, dict) else {}, fds[0] if fds else -1

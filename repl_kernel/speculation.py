@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from repl_kernel.enclosure import Enclosure
     from repl_kernel.limit_watch import LimitWatch
 
+_DEATH_WAIT_S = 0.2
+"""How long a worker that was killed may take to end."""
+
 ExitStatus = Callable[[int], int | None]
 """How a worker with that pid has ended: the keeper knows."""
 
@@ -83,19 +86,27 @@ class Candidate:
         began_ns = time.perf_counter_ns()
         self._interruption.arm(self.link)
         try:
-            reply = self._exchange.run(self.link, dict(message), limit_s)
+            self.outcome = self._settle(self._exchange.run(self.link, dict(message), limit_s), limit_s)
+            self._interruption.disarm()
         except WorkerDied:
             self._interruption.disarm()
             elapsed_ns = time.perf_counter_ns() - began_ns
+            if not self.link.wait_for_death(0.0):  # it speaks another protocol now: nobody may adopt it
+                self.link.signal(signal.SIGKILL)
+                self.link.wait_for_death(_DEATH_WAIT_S)
             death = Death(*death_of(exit_status(self.link.inner_pid)), elapsed_ns)
             strike = None if self._watch is None else self._watch.strike_of_death(death.signal)
             self.outcome = death_outcome(
                 death, self._interruption, strike, "this candidate can't be adopted", self._gathered
             )
-            return
-        self._interruption.disarm()
+
+    def _settle(self, reply: Mapping[str, Any], limit_s: float | None) -> ExecutionOutcome:
+        """The outcome of a candidate that replied; raises `WorkerDied` where that can't be its reply."""
         self._gathered.parts, self._gathered.displays = self._exchange.parts, self._exchange.take_displays()
-        outcome = outcome_from_reply(reply, self._gathered)
+        try:
+            outcome = outcome_from_reply(reply, self._gathered)
+        except (KeyError, TypeError, AttributeError) as exc:
+            raise WorkerDied(f"executed code has forged a reply that lacks its parts: {exc!r}") from exc
         strike = None if self._watch is None else self._watch.strike_of(outcome)
         if strike is not None:
             outcome = past_limit(outcome, strike)
@@ -104,8 +115,8 @@ class Candidate:
             and self._interruption.reason == "timeout"
             and (outcome.status == "interrupted" or outcome.elapsed_ms > limit_s * 1000)
         ):
-            outcome = past_time_limit(outcome, limit_s)
-        self.outcome = outcome
+            return past_time_limit(outcome, limit_s)
+        return outcome
 
     def interrupt(self) -> bool:
         """Interrupt it."""

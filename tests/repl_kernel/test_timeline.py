@@ -468,3 +468,33 @@ def test_random_rewinds_and_executions_agree_with_a_model(world: World, rewinds:
             states[world.seq] = live
     assert os.path.exists(f"/proc/{world.worker_pid}")
     assert refused < rewinds
+
+
+THE_WORKER = """
+import sys
+frame = sys._getframe()
+while type(frame.f_locals.get("self")).__name__ != "Worker":
+    frame = frame.f_back
+worker = frame.f_locals["self"]
+del frame
+"""
+
+
+def test_what_executed_code_writes_among_the_announcements_costs_nobody_a_snapshot(world: World) -> None:
+    world.keep("x = 1")
+    forged = [b"junk", b"[]", b"{}", b'{"made":true,"seq":1,"minflt":0}', b'{"refused":5,"minflt":null}']
+    for packet in forged:
+        world.do(f"{THE_WORKER}\nworker._copier._channel.send({packet!r})")
+        world.executor.snapshots()
+        assert world.value("x") == 1
+        world.executor.snapshot()
+
+
+def test_a_candidate_that_forges_half_a_reply_has_crashed_and_cannot_be_adopted(world: World) -> None:
+    world.keep("x = 1")
+    reply = '{"id": worker._message_id, "status": "ok", "late": []}'
+    forger = f"{THE_WORKER}\nfrom repl_kernel.framing import pack\nworker._send(pack({reply}))"
+    outcomes = world.executor.speculate([world.request(forger), world.request("x")])
+    assert [outcome.status for outcome in outcomes] == ["crashed", "ok"]
+    with pytest.raises(RequestRefused, match="its worker has died"):
+        world.executor.adopt(0)
