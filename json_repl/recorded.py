@@ -19,6 +19,7 @@ from task_logger.record import (
     ExecutionRequest,
     Isolation,
     Route,
+    Status,
     TaskIds,
 )
 from task_logger.session_log import SessionLog
@@ -78,6 +79,9 @@ class RecordedExecutor:
             raise
         except KernelError as exc:
             outcome = self._failed(type(exc).__name__, str(exc))
+        except KeyboardInterrupt:  # of the caller's, while the worker got ready
+            log.finish(request, self._failed("KeyboardInterrupt", "the caller interrupted it", "interrupted"))
+            raise
         except BaseException as exc:  # a callback of the caller's: the code may have run to any point
             log.finish(
                 request,
@@ -86,11 +90,11 @@ class RecordedExecutor:
             raise
         return log.finish(request, outcome)
 
-    def _failed(self, error_type: str, message: str) -> ExecutionOutcome:
+    def _failed(self, error_type: str, message: str, status: Status = "error") -> ExecutionOutcome:
         text = f"{error_type}: {message}\n"
         error = ExecutionError(type=error_type, message=message, traceback=text)
         return ExecutionOutcome(
-            status="error",
+            status=status,
             route=self.route,
             isolation=self.isolation,
             elapsed_ms=0.0,

@@ -331,8 +331,6 @@ class WorkerExecutor:
             notices: list[str] = []
             reply = self._ask(operation, notices, **fields)
             self._first_notices += notices
-            if self._exchange.keyboard_interrupt is not None:
-                raise self._exchange.keyboard_interrupt
         if reply is None:
             return None
         if "refused" in reply:
@@ -425,15 +423,22 @@ class WorkerExecutor:
             self.on_death(text, None)
 
     def _ask(self, operation: str, notices: list[str], **fields: object) -> dict[str, Any] | None:
-        """Have the worker do something between executions; `None` where it died of it."""
+        """Have the worker do something between executions; `None` where it died of it.
+
+        A KeyboardInterrupt of the caller's meanwhile is raised once that is done.
+        """
         with self._turn:
             link = self._attend(notices)
             self._message_id += 1
+            reply = None
             try:
-                return self._exchange.run(link, {"id": self._message_id, "op": operation, **fields})
+                reply = self._exchange.run(link, {"id": self._message_id, "op": operation, **fields})
             except WorkerDied:
                 self._replace(notices)
-                return None
+            if self._exchange.keyboard_interrupt is not None:
+                self._first_notices += notices
+                raise self._exchange.keyboard_interrupt
+            return reply
 
 
 def _enclosure(

@@ -172,3 +172,19 @@ def test_lines_of_candidates_are_kept_where_the_log_cannot_be_written_and_none_i
     seqs = [line["seq"] for line in lines_of(session)]
     assert sorted(seqs) == list(range(1, len(seqs) + 1))
     assert [line["status"] for line in lines_of(session)] == ["ok"] * len(seqs)
+
+
+def test_the_callers_ctrl_c_while_a_state_is_kept_is_raised_on(
+    log_root: Path, no_leaks: None
+) -> None:
+    with Session("worker", snapshots="manual") as session:
+        hook = f"lambda: os.kill({os.getpid()}, signal.SIGINT)"
+        value(session, f"import os, signal; os.register_at_fork(before={hook}); 1")
+        with pytest.raises(KeyboardInterrupt):
+            session.snapshot()
+        assert [kept["seq"] for kept in session.snapshots()] == [1]
+        value(session, "2")
+        with pytest.raises(KeyboardInterrupt):
+            session.execute_code("3", atomic=True)
+        assert value(session, "4") == "4"
+        assert [line["status"] for line in lines_of(session)] == ["ok", "ok", "interrupted", "ok"]
