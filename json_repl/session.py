@@ -17,7 +17,7 @@ from json_repl.errors import InvalidRequest, SessionClosed
 from json_repl.keeping import Keeping
 from json_repl.recorded import RecordedExecutor
 from json_repl.session_events import SessionEvents
-from json_repl.timeline import SnapshotPolicy, Timeline, checked_policy
+from json_repl.timeline import SnapshotPolicy, Timeline, checked_policy, checked_time_limit
 from json_repl.wire import wire_form
 from json_repl.work_folder import WorkFolder, checked_isolation
 from repl_kernel.errors import ExecutorClosed
@@ -46,6 +46,8 @@ _NO_TAGS: Mapping[str, object] = {}
 class Session(Timeline):
     """One namespace, and the recorded executions in it; may be used from several threads, which take
     turns."""
+
+    _is_closed = True  # until there is something to close
 
     def __init__(
         self,
@@ -89,7 +91,6 @@ class Session(Timeline):
         isolation doesn't hold, `IsolationUnavailable`, for a module that can't be preloaded `PreloadFailed`);
         nothing is left then.
         """
-        self._is_closed = True  # until there is something to close
         settings = check_settings(log_dir)
         self.session_id = new_session_id()
         self.pool: object = None
@@ -98,7 +99,7 @@ class Session(Timeline):
         self.log_path = log_path(settings.root, self.task)
         self._settings = settings
         self._actor = _checked_actor(actor)
-        self._time_limit_s = _checked_time_limit(time_limit_s)
+        self._time_limit_s = checked_time_limit(time_limit_s)
         self._turn = _thread.RLock()
         self._owner_pid = os.getpid()
         self._seq = 0
@@ -189,16 +190,14 @@ class Session(Timeline):
         """
         if type(code) is not str:
             raise InvalidRequest("code", f"must be a text, not a {type(code).__name__}")
-        limit_s = self._time_limit_s if time_limit_s is None else _checked_time_limit(time_limit_s)
+        limit_s = self._time_limit_s if time_limit_s is None else checked_time_limit(time_limit_s)
         if atomic:
             self._require_timeline("atomic")
         with self._turn:
             if self._is_closed:
                 raise SessionClosed
-            if (
-                self._is_executing
-            ):  # the lock lets this thread in again: from a callback, or the executed code
-                raise InvalidRequest("execute", "was called from within an execution of the same session")
+            if self._is_executing:
+                self._require_idle("execute")
             request = self._request(code, limit_s, tags, may_ask=on_input is not None, atomic=atomic)
             self._is_executing = True
             token = self._events.enter(request) if self.route == "local" else None
@@ -275,6 +274,7 @@ class Session(Timeline):
         """Empty the namespace; the session, and its numbering, go on. Waits for a running execution."""
         with self._turn:
             self._require_open()
+            self._require_idle("restart")
             self._recorded.restart()
 
     def variables(self) -> list[dict[str, object]]:
@@ -282,6 +282,7 @@ class Session(Timeline):
         sorted by name."""
         with self._turn:
             self._require_open()
+            self._require_idle("variables")
             return [dict(variable) for variable in self._recorded.variables()]
 
     def complete(self, code: str, cursor: int) -> dict[str, Any]:
@@ -306,8 +307,7 @@ class Session(Timeline):
     def _require_question(self, name: str, code: str, cursor: int) -> None:
         """Raise where `complete` and `inspect` can't be asked, or not this."""
         self._require_open()
-        if self._is_executing:
-            raise InvalidRequest(name, "was called from within an execution of the same session")
+        self._require_idle(name)
         if type(code) is not str:
             raise InvalidRequest("code", f"must be a text, not a {type(code).__name__}")
         if isinstance(cursor, bool) or not isinstance(cursor, int) or not 0 <= cursor <= len(code):
@@ -386,7 +386,10 @@ class Session(Timeline):
             return session_lines(self.log_path, self.session_id, last, self._settings.key)
 
     def close(self) -> None:
-        """Interrupt what runs, end the worker and all it started, close the log; idempotent."""
+        """Interrupt what runs, end the worker and all it started, close the log; idempotent.
+
+        Raises `InvalidRequest` from a callback of an execution, which is interrupted all the same.
+        """
         if self._is_closed:
             return
         if os.getpid() != self._owner_pid:  # a fork of the host: a thread that isn't here may hold the lock
@@ -397,6 +400,7 @@ class Session(Timeline):
         self._recorded.interrupt()
         with self._turn:
             if not self._is_closed:
+                self._require_idle("close")
                 self._is_closed = True
                 self._recorded.close()
                 self._events.close()
@@ -434,6 +438,12 @@ class Session(Timeline):
     def _require_open(self) -> None:
         if self._is_closed:
             raise SessionClosed
+
+    def _require_idle(self, name: str) -> None:
+        """Raise where this thread, which has the turn, is in the middle of an execution: in a callback, or in
+        the executed code; the lock lets it in again."""
+        if self._is_executing:
+            raise InvalidRequest(name, "was called from within an execution of the same session")
 
     def _attach(self, executor: TimelineExecutor, *, is_branch: bool) -> None:
         """Let the worker know where the logs are; have its death told, and its isolation's proof kept."""
@@ -531,18 +541,6 @@ def _checked_redact(
             "redact", "takes secrets by name, {'NAME': value or compiled pattern}, or False"
         )
     return dict(redact or {})
-
-
-def _checked_time_limit(time_limit_s: float | None) -> float | None:
-    if time_limit_s is None:
-        return None
-    if (
-        isinstance(time_limit_s, bool)
-        or not isinstance(time_limit_s, (int, float))
-        or not 0 < time_limit_s < 1e9
-    ):
-        raise InvalidRequest("time_limit_s", f"must be a number of seconds above 0, not {time_limit_s!r}")
-    return float(time_limit_s)
 
 
 def _checked_tags(tags: Mapping[str, object]) -> Mapping[str, object]:

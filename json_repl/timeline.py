@@ -53,13 +53,13 @@ class Timeline:
     def snapshot(self) -> dict[str, int]:
         """Keep the live state now; returns its `seq`. Raises `SnapshotRefused`, with the reason."""
         with self._turn:
-            return {"seq": self._require_timeline("snapshot").snapshot()}
+            return {"seq": self._require_idle_timeline("snapshot").snapshot()}
 
     def ensure_snapshot(self) -> bool:
         """Have the live state kept, where it isn't yet; returns false where the worker can't be copied."""
         with self._turn:
             try:
-                self._require_timeline("snapshot").ensure_snapshot([])
+                self._require_idle_timeline("snapshot").ensure_snapshot([])
             except SnapshotRefused:
                 return False
             return True
@@ -83,7 +83,7 @@ class Timeline:
         nothing has changed then.
         """
         with self._turn:
-            notices = self._require_timeline("rewind").rewind(_checked_seq(seq))
+            notices = self._require_idle_timeline("rewind").rewind(_checked_seq(seq))
             return {"seq": seq, "notices": list(notices)}
 
     def branch(self, seq: int, *, reseed: bool = False) -> Session:
@@ -94,7 +94,7 @@ class Timeline:
         from json_repl.session import Session
 
         with self._turn:
-            timeline = self._require_timeline("branch")
+            timeline = self._require_idle_timeline("branch")
             executor = timeline.branch(_checked_seq(seq), self.session_id, reseed=reseed)
             branch = Session(executor=executor, **self._branch_settings())
             branch._work = self._work.shared()
@@ -112,11 +112,12 @@ class Timeline:
         The live state stays as it is until one is adopted. Raises `SnapshotRefused` where it can't be copied;
         nothing has run then, and the line of each says so.
         """
-        if isinstance(codes, str) or not codes or not all(isinstance(code, str) for code in codes):
+        is_list = isinstance(codes, Sequence) and not isinstance(codes, str)
+        if not is_list or not codes or not all(type(code) is str for code in codes):
             raise InvalidRequest("codes", "must be a list of at least one text")
-        limit_s = self._time_limit_s if time_limit_s is None else time_limit_s
+        limit_s = self._time_limit_s if time_limit_s is None else checked_time_limit(time_limit_s)
         with self._turn:
-            executor = self._require_timeline("speculate")
+            executor = self._require_idle_timeline("speculate")
             requests = [self._request(code, limit_s, tags) for code in codes]
             records = self._recorded.record_all(requests, executor.speculate)
             if self._events.notices:
@@ -125,13 +126,15 @@ class Timeline:
 
     def adopt(self, index: int) -> None:
         """Make the state of candidate `index` of the last `speculate` the live one."""
+        if isinstance(index, bool) or not isinstance(index, int):
+            raise InvalidRequest("index", f"must be the number of a candidate, from 0, not {index!r}")
         with self._turn:
-            self._require_timeline("adopt").adopt(index)
+            self._require_idle_timeline("adopt").adopt(index)
 
     def discard(self) -> None:
         """Let all candidates of the last `speculate` go."""
         with self._turn:
-            self._require_timeline("discard").discard()
+            self._require_idle_timeline("discard").discard()
 
     def _require_timeline(self, name: str) -> TimelineExecutor:
         self._require_open()
@@ -139,10 +142,18 @@ class Timeline:
             raise InvalidRequest(name, f"needs route='worker': the {self.route} route can't be copied")
         return cast("TimelineExecutor", self._executor)
 
+    def _require_idle_timeline(self, name: str) -> TimelineExecutor:
+        timeline = self._require_timeline(name)
+        self._require_idle(name)
+        return timeline
+
     def _branch_settings(self) -> dict[str, Any]:
         raise NotImplementedError
 
     def _require_open(self) -> None:
+        raise NotImplementedError
+
+    def _require_idle(self, name: str) -> None:
         raise NotImplementedError
 
     def _request(
@@ -156,6 +167,19 @@ def checked_policy(policy: str) -> SnapshotPolicy:
     if policy not in ("auto", "manual", "off"):
         raise ConfigurationError("snapshots", f"must be 'auto', 'manual' or 'off', not {policy!r}")
     return cast(SnapshotPolicy, policy)
+
+
+def checked_time_limit(time_limit_s: float | None) -> float | None:
+    """The time limit in seconds, `None` without one; raises `InvalidRequest` for what can't be one."""
+    if time_limit_s is None:
+        return None
+    if (
+        isinstance(time_limit_s, bool)
+        or not isinstance(time_limit_s, (int, float))
+        or not 0 < time_limit_s < 1e9
+    ):
+        raise InvalidRequest("time_limit_s", f"must be a number of seconds above 0, not {time_limit_s!r}")
+    return float(time_limit_s)
 
 
 def _checked_seq(seq: int) -> int:

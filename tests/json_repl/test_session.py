@@ -104,13 +104,6 @@ def test_an_argument_of_another_type_is_named(log_root: Path, wrong: dict[str, A
         Session("local", **{"log_dir": log_root, **wrong})
 
 
-@pytest.mark.parametrize("last", [-1, "1", 1.5, True])
-def test_a_history_of_no_number_of_lines_is_named(session: Session, last: Any) -> None:
-    with pytest.raises(InvalidRequest, match="last"):
-        session.history(last)
-    assert session.history(2**70) == []
-
-
 def test_history_is_this_sessions_lines_in_order(session: Session, log_root: Path) -> None:
     with Session("local", plan_id="P-1", task_id="T-7", task_name="user login") as other:
         for number in range(3):

@@ -174,9 +174,7 @@ def test_lines_of_candidates_are_kept_where_the_log_cannot_be_written_and_none_i
     assert [line["status"] for line in lines_of(session)] == ["ok"] * len(seqs)
 
 
-def test_the_callers_ctrl_c_while_a_state_is_kept_is_raised_on(
-    log_root: Path, no_leaks: None
-) -> None:
+def test_the_callers_ctrl_c_while_a_state_is_kept_is_raised_on(log_root: Path, no_leaks: None) -> None:
     with Session("worker", snapshots="manual") as session:
         hook = f"lambda: os.kill({os.getpid()}, signal.SIGINT)"
         value(session, f"import os, signal; os.register_at_fork(before={hook}); 1")
@@ -188,3 +186,46 @@ def test_the_callers_ctrl_c_while_a_state_is_kept_is_raised_on(
             session.execute_code("3", atomic=True)
         assert value(session, "4") == "4"
         assert [line["status"] for line in lines_of(session)] == ["ok", "ok", "interrupted", "ok"]
+
+
+def test_what_would_pull_the_worker_away_from_a_running_execution_is_refused_in_its_callbacks(
+    session: Session,
+) -> None:
+    keep(session, "x = 1")
+    calls: dict[str, Any] = {
+        "rewind": lambda: session.rewind(0),
+        "branch": lambda: session.branch(1),
+        "speculate": lambda: session.speculate(["x"]),
+        "adopt": lambda: session.adopt(0),
+        **{name: getattr(session, name) for name in ("restart", "variables", "snapshot", "discard")},
+    }
+    refused: list[str] = []
+
+    def on_output(_name: str, _text: str) -> None:
+        for name in list(calls):
+            with pytest.raises(InvalidRequest, match=f"{name} was called from within an execution"):
+                calls.pop(name)()
+            refused.append(name)
+
+    assert session.execute_code("print('x'); x += 1", on_output=on_output)["success"]
+    assert (len(refused), value(session, "x")) == (8, "2")
+    with pytest.raises(InvalidRequest, match="close was called from within"):
+        session.execute_code("print('x')", on_output=lambda *_: session.close())
+    value(session, "1")
+    assert len(lines_of(session)) == 5
+
+
+def test_candidates_limits_and_choices_that_cannot_be_meant_are_named(session: Session) -> None:
+    odd_codes: list[Any] = [5, "x", [], ["x", 5], (code for code in "x")]
+    for codes in odd_codes:
+        with pytest.raises(InvalidRequest, match="codes must be a list of at least one text"):
+            session.speculate(codes)
+    odd_limits: list[Any] = ["1", 0, -1, float("nan"), True]
+    for limit in odd_limits:
+        with pytest.raises(InvalidRequest, match="time_limit_s must be a number of seconds"):
+            session.speculate(["1"], time_limit_s=limit)
+    odd_choices: list[Any] = [None, "0", 0.5, True]
+    for index in odd_choices:
+        with pytest.raises(InvalidRequest, match="index must be the number of a candidate"):
+            session.adopt(index)
+    assert session.last_seq == 0
