@@ -15,7 +15,7 @@ from typing import Any
 
 from json_repl.errors import PoolClosed
 from json_repl.preloading import checked_preload
-from json_repl.session import Session
+from json_repl.session import Session, checked_shell
 from repl_kernel.errors import CannotFork, IsolationUnavailable, PreloadFailed, WorkerStartFailed
 from repl_kernel.isolation import worker_environment
 from repl_kernel.spawn import SpawnedKeeper
@@ -25,7 +25,7 @@ from task_logger.errors import ConfigurationError
 MAX_SIZE = 256
 """Each that waits is two processes, and holds five descriptors here."""
 
-_OF_THE_POOL = frozenset(("isolation", "pass_env", "preload", "route"))
+_OF_THE_POOL = frozenset(("isolation", "pass_env", "preload", "route", "shell"))
 """Settings that are those of processes which are there before a session is."""
 
 
@@ -48,6 +48,7 @@ class SessionPool:
         self._isolation = _checked_isolation(settings)
         self._preload = checked_preload("worker", preload)
         self._pass_env = tuple(pass_env)
+        self._shell = checked_shell("worker", settings.pop("shell", "plain"))
         self._settings = settings
         self._lock = Lock()
         self._owner_pid = os.getpid()
@@ -95,6 +96,7 @@ class SessionPool:
                 isolation=self._isolation,
                 pass_env=self._pass_env,
                 preload=self._preload,
+                shell=self._shell,
                 spawned=keeper,
                 **settings,
             )
@@ -134,7 +136,7 @@ class SessionPool:
 
     def _start_zygote(self) -> ZygoteLink:
         environment = worker_environment(os.environ, frozenset(self._pass_env), self._isolation)
-        zygote = ZygoteLink.start(environment, self._preload, self._isolation)
+        zygote = ZygoteLink.start(environment, self._preload, self._isolation, shell=self._shell)
         try:
             self._refill(zygote)
         except BaseException:

@@ -118,7 +118,7 @@ class Session(Timeline):
         self._preload = _checked_preload(chosen, preload)
         self.limits = _checked_limits(chosen, self.isolation, limits)
         """What was asked for, `None` without any."""
-        self._shell = _checked_shell(chosen, shell)
+        self._shell = checked_shell(chosen, shell)
         try:
             started: Executor = executor or self._start(chosen, snapshots, pass_env, owns_process, spawned)
         except BaseException:
@@ -517,7 +517,8 @@ def _checked_limits(
     return checked_limits(route, isolation, limits)
 
 
-def _checked_shell(route: str, shell: str) -> ShellName:
+def checked_shell(route: str, shell: str) -> ShellName:
+    """What runs the code of a session; raises `ConfigurationError` where there is none such on its route."""
     if shell not in ("plain", "ipython"):
         raise ConfigurationError("shell", f"must be 'plain' or 'ipython', not {shell!r}")
     if shell != "plain" and route != "worker":

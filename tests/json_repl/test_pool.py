@@ -295,6 +295,13 @@ def test_the_settings_of_processes_that_are_there_can_not_be_overridden() -> Non
         pool.session(pass_env=["A_TOKEN"])
 
 
+def test_a_pool_with_ipythons_shell_gives_sessions_that_run_magics() -> None:
+    with SessionPool(1, shell="ipython") as pool, pool.session() as session:
+        assert session.execute_code("%precision 2")["success"]
+        with pytest.raises(ConfigurationError, match="shell: is that of the whole pool"):
+            pool.session(shell="plain")
+
+
 def test_secrets_are_withheld_from_a_pool_but_for_those_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONE_TOKEN", "1")
     monkeypatch.setenv("OTHER_TOKEN", "2")
