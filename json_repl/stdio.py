@@ -215,6 +215,8 @@ class StdioServer:
         is_over = self._over_for(params)
 
         def on_input(prompt: str, is_password: bool) -> str:
+            if os.getpid() != self._pid:
+                raise EOFError("input() is answered in the process of the session alone, not in its forks")
             question = self._question = _Question()
             try:
                 self._ask({"id": request_id, "prompt": prompt, "password": is_password})

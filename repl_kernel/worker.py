@@ -60,6 +60,9 @@ before the next request."""
 
 _SO_RCVTIMEO = 20
 
+_ASIDE_CHECK_MS = 20
+"""How often a thread that waits for input looks whether its execution has ended."""
+
 
 class Worker:
     """Serves one session on one socket until it is told to close, or the session is gone."""
@@ -78,6 +81,9 @@ class Worker:
         self._overdue_ns = _OVERDUE_S * 1e9
         self._send_lock = _thread.allocate_lock()
         self._main_thread = _thread.get_ident()
+        self._asks_aside = False
+        """Whether another thread than the main one has asked for input, and may be reading the answer."""
+        self._reading_aside = _thread.allocate_lock()
         self._is_new = True
         self._is_fork = False
         self._has_forked = False
@@ -144,6 +150,11 @@ class Worker:
         for stream in self._streams:
             if stream.has_written:
                 stream.end_execution()
+        self._stdin.ask = None  # first: a thread that begins to ask from here on sees it
+        if self._asks_aside:
+            self._asks_aside = False
+            with self._reading_aside:
+                pass  # what comes from here on is the main thread's to read
         if self._is_fork:  # of the user's, and it ran off the end of the code: only the worker may reply
             _end_as_python_does(result)
         if background.watches or runner.has_background():
@@ -341,8 +352,13 @@ class Worker:
 
     def _ask(self, prompt: str, is_password: bool) -> str:
         """Ask the caller for a line."""
-        self._send(pack({"id": self._message_id, "input": {"prompt": prompt, "password": is_password}}))
-        message = self._await("input_reply", self._message_id)
+        number, safe = self._message_id, prompt.encode("utf-8", "backslashreplace").decode()
+        question = pack({"id": number, "input": {"prompt": safe, "password": is_password}})
+        if _thread.get_ident() == self._main_thread:
+            self._send(question)
+            message = self._await("input_reply", number)
+        else:
+            message = self._ask_aside(question, number)
         if "text" not in message:
             refuse_input()
         return str(message["text"])
@@ -364,6 +380,27 @@ class Worker:
                 os._exit(70)
             if message.get("op") == operation and message.get("id") == number:
                 return message
+
+    def _ask_aside(self, question: bytes, number: int) -> dict[str, Any]:
+        """Ask in another thread than the main one: only until the execution has ended, since the main thread
+        reads then; raises EOFError."""
+        self._asks_aside = True
+        poll = select.poll()
+        poll.register(self._socket.fileno(), select.POLLIN)
+        while True:
+            with self._reading_aside:
+                if self._stdin.ask is None or self._message_id != number:
+                    raise EOFError("nobody answers input() any more: the execution that asked has ended")
+                if question:
+                    self._send(question)
+                    question = b""
+                if not self._reader.is_empty or poll.poll(0):
+                    message = self._receive()
+                    if message is None:
+                        os._exit(70)
+                    if message.get("op") == "input_reply" and message.get("id") == number:
+                        return message
+            poll.poll(_ASIDE_CHECK_MS)
 
     def _prepare_process(self) -> None:
         keeper_pid = os.getppid()
@@ -420,6 +457,7 @@ class Worker:
     def _on_forked(self) -> None:
         if not self._copier.is_forking:
             self._is_fork = True
+            self._stdin.ask = None  # the answer would come to the worker
             set_process_name("python")  # it is a program of the user's
             self._socket.close()
             self._copier.close()

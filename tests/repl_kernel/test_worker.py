@@ -18,7 +18,7 @@ from typing import IO
 import pytest
 
 from repl_kernel.errors import ExecutorClosed, WorkerStartFailed
-from repl_kernel.executor import OnOutput
+from repl_kernel.executor import OnInput, OnOutput
 from repl_kernel.manager import WorkerExecutor
 from repl_kernel.process_tree import descendants, read_stat
 from task_logger.record import ExecutionOutcome, ExecutionRequest, TaskIds
@@ -42,6 +42,7 @@ class Caller:
         task: TaskIds = TASK,
         time_limit_s: float | None = None,
         on_output: OnOutput | None = None,
+        on_input: OnInput | None = None,
     ) -> ExecutionOutcome:
         self.seq += 1
         request = ExecutionRequest(
@@ -52,7 +53,7 @@ class Caller:
             timestamp="2026-11-20T10:00:00.000Z",
             time_limit_s=time_limit_s,
         )
-        outcome = self.executor.execute(request, on_output)
+        outcome = self.executor.execute(request, on_output, on_input)
         contents = (artifact.content for artifact in outcome.artifacts)
         self.opened += (
             content for content in contents if content is not None and not isinstance(content, bytes)
@@ -384,6 +385,42 @@ def test_code_that_meddles_with_its_connection_is_a_crash_and_never_a_forged_res
 def test_closed_standard_descriptors_cost_only_the_output(caller: Caller) -> None:
     assert caller.run("import os\nos.close(1)\nx = 5").status in ("ok", "error")
     assert caller.run("x").result == {"text/plain": "5"}
+
+
+# Input
+
+
+def test_a_thread_that_still_asks_for_input_when_its_execution_ends_takes_nothing_from_the_next(
+    caller: Caller,
+) -> None:
+    code = (
+        "import threading\n"
+        "asks, got = threading.Event(), []\n"
+        "class Prompt:\n"
+        "    def __str__(self):\n        asks.set()\n        return '\\ud800'\n"
+        "def ask():\n"
+        "    try: got.append(input(Prompt()))\n"
+        "    except EOFError: got.append('none')\n"
+        "one = threading.Thread(target=ask); one.start(); one.join(); asks.clear()\n"
+        "two = threading.Thread(target=ask); two.start(); asks.wait()"
+    )
+    assert caller.run(code, on_input=lambda *_: "answer").status == "ok"
+    for _ in range(3):
+        outcome = caller.run("two.join(); got[0]", time_limit_s=5)
+        assert outcome.status == "ok", outcome
+    assert outcome.result == {"text/plain": "'answer'"}
+
+
+def test_input_in_a_fork_of_executed_code_ends_at_once(caller: Caller) -> None:
+    code = (
+        "import os\n"
+        "if not os.fork():\n"
+        "    try: input()\n"
+        "    except EOFError: os._exit(5)\n"
+        "os.waitstatus_to_exitcode(os.wait()[1])"
+    )
+    outcome = caller.run(code, on_input=lambda *_: "answer", time_limit_s=5)
+    assert outcome.result == {"text/plain": "5"}, outcome
 
 
 # Environment
