@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from json_repl import messages
-from json_repl.errors import ReplyTimeout, SessionProcessDied
-from json_repl.lines import READ_BYTES, LineSplitter, LineWriter, OversizeLine
+from json_repl.errors import InvalidRequest, ReplyTimeout, SessionProcessDied
+from json_repl.lines import MAX_LINE_BYTES, READ_BYTES, LineSplitter, LineWriter, OversizeLine
 
 if TYPE_CHECKING:
     from subprocess import Popen
@@ -156,6 +156,8 @@ class Connection:
             self._pidfd = None
 
     def _send(self, line: bytes, method: str, deadline: float) -> None:
+        if len(line) > MAX_LINE_BYTES:  # the reply to it could not name it: nobody would know whose it is
+            raise InvalidRequest(method, f"is {len(line)} bytes long as a line, of {MAX_LINE_BYTES} at most")
         started = time.monotonic()
 
         def give_up() -> bool:

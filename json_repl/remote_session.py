@@ -5,6 +5,7 @@ RemoteSession.<method>() -> _request() -> SessionProcess -> Connection -> the pr
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -67,7 +68,7 @@ class RemoteSession(ABC):
         """
         params: dict[str, object] = {"code": code}
         if time_limit_s is not None:
-            params["time_limit_s"] = time_limit_s
+            params["time_limit_s"] = _checked_time_limit(time_limit_s)
         if tags:
             params["tags"] = tags
         if atomic:
@@ -155,7 +156,7 @@ class RemoteSession(ABC):
 
         The live state stays as it is until one is adopted.
         """
-        params: dict[str, object] = {"codes": list(codes), "time_limit_s": time_limit_s}
+        params: dict[str, object] = {"codes": list(codes), "time_limit_s": _checked_time_limit(time_limit_s)}
         if tags:
             params["tags"] = tags
         outcomes: list[dict[str, Any]] = self._request("speculate", params)
@@ -204,3 +205,12 @@ class SessionBranch(RemoteSession):
             raise SessionClosed
         addressed = {"session_id": self.session_id, **params}
         return self._origin._request(method, addressed, bound_s, on_output, on_input)
+
+
+def _checked_time_limit(time_limit_s: float | None) -> float | None:
+    """The same; all else is checked by the process, but JSON makes `null` of NaN: no limit at all."""
+    if isinstance(time_limit_s, float) and math.isnan(time_limit_s):
+        from json_repl.errors import InvalidRequest
+
+        raise InvalidRequest("time_limit_s", "must be a number of seconds above 0, not NaN")
+    return time_limit_s

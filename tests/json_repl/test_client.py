@@ -18,6 +18,7 @@ import pytest
 
 from json_repl.client import SessionProcess
 from json_repl.errors import (
+    InvalidRequest,
     ReplyTimeout,
     RequestFailed,
     SessionClosed,
@@ -139,6 +140,14 @@ def test_a_keyboard_interrupt_of_the_caller_is_recorded_before_it_is_raised_on(
 def test_a_time_limit_is_kept_by_the_process(session: SessionProcess) -> None:
     outcome = session.execute_code("while True: pass", time_limit_s=0.2)
     assert outcome["debug_info"]["execution"] == "timeout"
+
+
+def test_a_request_that_no_reply_could_name_is_refused_at_once(session: SessionProcess) -> None:
+    with pytest.raises(InvalidRequest, match=r"execute is \d+ bytes long as a line, of 67108864 at most"):
+        session.execute_code("x" * (64 << 20))
+    with pytest.raises(InvalidRequest, match="time_limit_s must be a number of seconds above 0, not NaN"):
+        session.execute_code("1", time_limit_s=float("nan"))
+    assert session.execute_code("1")["debug_info"]["seq"] == 1
 
 
 def test_a_reply_that_does_not_come_in_time_is_an_error_and_is_dropped_when_it_comes(
