@@ -96,15 +96,19 @@ def parse(line: bytes) -> Request | Rejected:
 
 
 def render_result(request_id: RequestId, result: object) -> bytes:
-    """Render the reply to a request that was carried out."""
-    return render({"jsonrpc": "2.0", "id": request_id, "result": result})
+    """Render the reply to a request that was carried out; what isn't Unicode in it (a path) is escaped."""
+    reply = {"jsonrpc": "2.0", "id": request_id, "result": result}
+    try:
+        return render(reply)
+    except TypeError:
+        return render({**reply, "result": _all_well_formed(result)})
 
 
 def render_error(
     request_id: RequestId, code: int, message: str, data: Mapping[str, object] | None = None
 ) -> bytes:
     """Render the reply to a request that was not; `data` are facts for programs, `None` without any."""
-    error: dict[str, object] = {"code": code, "message": _well_formed(message)}
+    error: dict[str, object] = {"code": code, "message": well_formed(message)}
     if data is not None:
         error["data"] = data
     return render({"jsonrpc": "2.0", "id": request_id, "error": error})
@@ -130,8 +134,17 @@ def render(message: Mapping[str, object]) -> bytes:
     return line
 
 
-def _well_formed(text: str) -> str:
+def well_formed(text: str) -> str:
+    """The text, with what isn't Unicode in it escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _all_well_formed(value: object) -> object:
+    if isinstance(value, str):
+        return well_formed(value)
+    if isinstance(value, Mapping):
+        return {name: _all_well_formed(item) for name, item in value.items()}
+    return [_all_well_formed(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _is_id(value: object) -> bool:

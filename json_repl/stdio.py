@@ -150,9 +150,9 @@ class StdioServer:
             "python": sys.version.split()[0],
             "protocol": PROTOCOL_VERSION,
             "route": session.route,
-            "log": session.log_path,
-            "plan_id": session.task.plan_id,
-            "task_id": session.task.task_id,
+            "log": messages.well_formed(session.log_path),
+            "plan_id": messages.well_formed(session.task.plan_id),
+            "task_id": messages.well_formed(session.task.task_id),
         }
 
     def _carry_out(self, request: Request | Rejected) -> bool:

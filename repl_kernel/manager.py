@@ -278,7 +278,7 @@ class WorkerExecutor:
                 "FLOW_PLAN_ID": _environment_text(request.task.plan_id),
                 "FLOW_TASK_ID": _environment_text(request.task.task_id),
                 "FLOW_TASK_NAME": _environment_text(request.task.task_name),
-                **self.environment,
+                **{name: _environment_text(text) for name, text in self.environment.items()},
             }
         if not code.isascii():
             _make_encodable(message)
@@ -482,8 +482,12 @@ def _make_encodable(message: dict[str, Any]) -> None:
 
 
 def _environment_text(text: str) -> str:
-    """A text as the environment can hold it: no NUL, and what isn't Unicode escaped."""
-    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
+    """A text as the environment can hold it: no NUL; it stands for bytes, half characters are escaped."""
+    safe = text.replace("\0", "\\x00")
+    try:
+        return safe.encode("utf-8", "surrogateescape").decode("latin-1")
+    except UnicodeEncodeError:
+        return safe.encode("utf-8", "backslashreplace").decode("latin-1")
 
 
 def run_in_worker(code: str, *, time_limit_s: float | None = None) -> ExecutionOutcome:

@@ -135,7 +135,8 @@ class Worker:
             self._is_new = False
             sys.path.insert(0, "")
         if "env" in message:
-            os.environ.update(message["env"])
+            for name, value in message["env"].items():
+                os.environ[name] = os.fsdecode(value.encode("latin-1"))
         self._seq = message["seq"]
         self._is_due = False
         self._message_id = message["id"]

@@ -706,3 +706,24 @@ def fuzzed_server(start_server: Start) -> Any:
 def _peak_rss_mb(pid: int) -> float:
     status = Path(f"/proc/{pid}/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024  # type: ignore[index]  # the kernel always says
+
+
+@pytest.mark.parametrize("route", ["local", "worker"])
+def test_ids_and_folders_that_are_not_unicode_are_shown_escaped(tmp_path: Path, route: str) -> None:
+    folder = os.fsencode(tmp_path) + b"/\xff"
+    env = {**os.environb, b"FLOW_PLAN_ID": b"P-\xff", b"TASK_LOG_DIR": folder}
+    env[b"USE_SUBPROCESS_WORKER"] = b"1" if route == "worker" else b"0"
+    asked = {"jsonrpc": "2.0", "id": 1, "method": "execute", "params": {"code": "import os; os.environb"}}
+    done = subprocess.run(
+        [sys.executable, "-m", "json_repl"],
+        input=json.dumps(asked).encode(),
+        capture_output=True,
+        env=env,
+        timeout=30,
+        check=True,
+    )
+    ready, reply = map(json.loads, done.stdout.splitlines())
+    assert ready["params"]["plan_id"] == "P-\\udcff"
+    assert reply["result"]["success"], reply
+    assert reply["result"]["debug_info"]["log"]["path"].startswith(f"{tmp_path}/\\udcff/")
+    assert "b'P-\\xff'" in reply["result"]["result"]["text/plain"]
