@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from json_repl.errors import PoolClosed
-from json_repl.preloading import checked_preload
+from json_repl.preloading import checked_pass_env, checked_preload
 from json_repl.session import Session, checked_shell
 from repl_kernel.errors import CannotFork, IsolationUnavailable, PreloadFailed, WorkerStartFailed
 from repl_kernel.isolation import worker_environment
@@ -47,7 +47,7 @@ class SessionPool:
         self._size = size
         self._isolation = _checked_isolation(settings)
         self._preload = checked_preload("worker", preload)
-        self._pass_env = tuple(pass_env)
+        self._pass_env = checked_pass_env(pass_env)
         self._shell = checked_shell("worker", settings.pop("shell", "plain"))
         self._settings = settings
         self._lock = Lock()

@@ -150,7 +150,7 @@ class Session(Timeline):
             return TimelineExecutor(
                 snapshots=snapshots,
                 isolation=self._work.tier(),
-                pass_env=pass_env,
+                pass_env=_checked_pass_env(pass_env),
                 open_spool=self._keeping.open_spool,
                 spawned=spawned,
                 preload=self._preload,
@@ -499,6 +499,30 @@ def _checked_kernel(route: SessionRoute, kernel: str | None) -> str:
     return kernel
 
 
+def _checked_actor(actor: str | None) -> str:
+    if actor is not None and not isinstance(actor, str):
+        raise ConfigurationError("actor", f"must be a text, not a {type(actor).__name__}")
+    return actor or "python"
+
+
+def _checked_redact(
+    redact: Mapping[str, str | re.Pattern[str]] | Literal[False] | None,
+) -> dict[str, str | re.Pattern[str]] | Literal[False]:
+    if redact is False:
+        return False
+    if redact is not None and not isinstance(redact, Mapping):
+        raise ConfigurationError("redact", "takes secrets by name, {'NAME': value or pattern}, or False")
+    return dict(redact or {})
+
+
+def _checked_pass_env(pass_env: Collection[str]) -> tuple[str, ...]:
+    if not pass_env:
+        return ()
+    from json_repl.preloading import checked_pass_env
+
+    return checked_pass_env(pass_env)
+
+
 def _checked_preload(route: SessionRoute, preload: Collection[str]) -> tuple[str, ...]:
     if not preload:
         return ()
@@ -524,24 +548,6 @@ def checked_shell(route: str, shell: str) -> ShellName:
     if shell != "plain" and route != "worker":
         raise ConfigurationError("shell", f"{shell!r} needs route='worker'")
     return cast(ShellName, shell)
-
-
-def _checked_actor(actor: str | None) -> str:
-    if not isinstance(actor, (str, type(None))):
-        raise ConfigurationError("actor", f"must be a text, not a {type(actor).__name__}")
-    return actor or "python"
-
-
-def _checked_redact(
-    redact: Mapping[str, str | re.Pattern[str]] | Literal[False] | None,
-) -> dict[str, str | re.Pattern[str]] | Literal[False]:
-    if redact is False:
-        return False
-    if not isinstance(redact, (Mapping, type(None))):
-        raise ConfigurationError(
-            "redact", "takes secrets by name, {'NAME': value or compiled pattern}, or False"
-        )
-    return dict(redact or {})
 
 
 def _checked_tags(tags: Mapping[str, object]) -> Mapping[str, object]:

@@ -58,6 +58,10 @@ def how_to_get() -> str:
     return _FIX
 
 
+_MOST_PIDS = 1 << 22
+"""PID_MAX_LIMIT: the kernel refuses a larger limit, and has no more processes."""
+
+
 class Group:
     """One group in each of some controllers' hierarchies; `enter` moves processes in, `close` removes it."""
 
@@ -94,7 +98,7 @@ class Group:
 
     def hold_tasks(self, limit: int) -> None:
         """Let no process or thread be made beyond so many; raises OSError."""
-        _write(self._paths["pids"][1], "pids.max", limit)
+        _write(self._paths["pids"][1], "pids.max", min(limit, _MOST_PIDS))
 
     def enter(self, pid: int) -> None:
         """Move a process in; raises OSError."""

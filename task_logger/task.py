@@ -185,11 +185,19 @@ def log_root(log_dir: str | os.PathLike[str] | None = None) -> str:
     if folder is None:
         setting = "TASK_LOG_DIR"
         folder = os.environ.get("TASK_LOG_DIR") or f"{_state_folder()}/task_logger"
-    if not isinstance(folder, str) or not folder or "\0" in folder:
+    if not isinstance(folder, str) or not folder or "\0" in folder or not _is_path(folder):
         raise ConfigurationError(
             setting, f"must be the path of a folder, as a text without NUL, not {folder!r}"
         )
     return os.path.abspath(folder)
+
+
+def _is_path(folder: str) -> bool:
+    try:
+        os.fsencode(folder)
+    except UnicodeEncodeError:  # half a character, that no name in a folder stands for
+        return False
+    return True
 
 
 def _state_folder() -> str:

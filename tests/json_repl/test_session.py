@@ -96,12 +96,22 @@ def test_a_failure_is_a_reply_like_any_other(session: Session) -> None:
     assert outcome["stderr"].endswith(outcome["error"]["traceback"])
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"actor": 5}, {"log_dir": 5}, {"redact": 5}, {"redact": "DOOR"}, {"redact": True}], ids=str
-)
-def test_an_argument_of_another_type_is_named(log_root: Path, wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError, match=next(iter(wrong))):
-        Session("local", **{"log_dir": log_root, **wrong})
+def test_arguments_of_the_wrong_kind_are_named_before_anything_starts(log_root: Path) -> None:
+    odd: dict[str, list[Any]] = {
+        "log_dir": [5, True, "\ud800"],
+        "pass_env": ["A_TOKEN", 5, [5]],
+        "preload": [5],
+        "redact": [True, 5, "secret", ["secret"]],
+        "actor": [5, b"me"],
+    }
+    for name, values in odd.items():
+        for value in values:
+            settings: dict[str, Any] = {name: value}
+            with pytest.raises(ConfigurationError, match=f"^{name}: "):
+                Session("worker", **settings)
+    unknown: dict[str, Any] = {"nonsense": 1}
+    with pytest.raises(TypeError, match="nonsense"):  # and nothing of the half-made session on stderr
+        Session("worker", **unknown)
 
 
 def test_history_is_this_sessions_lines_in_order(session: Session, log_root: Path) -> None:
