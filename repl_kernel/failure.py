@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
 _OUR_FOLDERS = (os.path.dirname(__file__) + os.sep,)
 
+_NAME_OF = type.__dict__["__name__"].__get__
+_TRACEBACK_OF = BaseException.__dict__["__traceback__"].__get__
+"""What a class of the user's, or its metaclass, can't answer otherwise, or raise in."""
+
+_LINE_OF = {name: SyntaxError.__dict__[name].__get__ for name in ("filename", "lineno")}
+
 _UNPRINTABLE = "<its text could not be made: {}>"
 
 
@@ -29,16 +35,19 @@ def describe_failure(exc: BaseException, filename: str) -> ExecutionError:
     except KeyboardInterrupt:
         raise
     except BaseException as failure:  # noqa: BLE001 - the user's __str__ may raise anything
-        message = _UNPRINTABLE.format(type(failure).__name__)
+        message = _UNPRINTABLE.format(name_of(failure))
     try:
         text = "".join(_format(exc))
     except KeyboardInterrupt:
         raise
     except BaseException as failure:  # noqa: BLE001
-        text = f"{type(exc).__name__}: {message}\n({_UNPRINTABLE.format(type(failure).__name__)})\n"
-    return ExecutionError(
-        type=type(exc).__name__, message=message, traceback=text, line=line_of(exc, filename)
-    )
+        text = f"{name_of(exc)}: {message}\n({_UNPRINTABLE.format(name_of(failure))})\n"
+    return ExecutionError(type=name_of(exc), message=message, traceback=text, line=line_of(exc, filename))
+
+
+def name_of(exc: BaseException) -> str:
+    """The name of an exception's class, whatever its metaclass makes of that."""
+    return str(_NAME_OF(type(exc)))
 
 
 def condemned(error: ExecutionError, strike: Strike) -> ExecutionError:
@@ -64,7 +73,7 @@ def _is_ours(entry: TracebackType) -> bool:
 
 
 def _format(exc: BaseException) -> list[str]:
-    described = traceback.TracebackException(type(exc), exc, exc.__traceback__)
+    described = traceback.TracebackException(type(exc), exc, _TRACEBACK_OF(exc))
     pending: list[traceback.TracebackException | None] = [described]
     seen: set[int] = set()
     while pending:
@@ -90,10 +99,11 @@ def _frames_of_the_user(stack: traceback.StackSummary) -> list[traceback.FrameSu
 
 def line_of(exc: BaseException, filename: str) -> int | None:
     """The last line of the code of that name that an exception came through, `None` where it didn't."""
-    if isinstance(exc, SyntaxError) and exc.filename == filename:
-        return exc.lineno if isinstance(exc.lineno, int) else None
+    if issubclass(type(exc), SyntaxError) and _LINE_OF["filename"](exc) == filename:
+        claimed: object = _LINE_OF["lineno"](exc)
+        return claimed if isinstance(claimed, int) else None
     line = None
-    entry: TracebackType | None = exc.__traceback__
+    entry: TracebackType | None = _TRACEBACK_OF(exc)
     while entry is not None:
         if entry.tb_frame.f_code.co_filename == filename:
             line = entry.tb_lineno

@@ -79,7 +79,12 @@ class WorkerLimits:
 
     def judge(self, exc: BaseException, error: ExecutionError) -> ExecutionError:
         """The error of an execution, with the verdict where a limit is behind it; the traceback stays."""
-        strike = self._strike(exc)
+        try:
+            strike = self._strike(exc)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # noqa: BLE001 - one that hides what it is: then no limit is behind it
+            strike = None
         return error if strike is None else condemned(error, strike)
 
     def _strike(self, exc: BaseException) -> Strike | None:

@@ -114,6 +114,21 @@ def test_arguments_of_the_wrong_kind_are_named_before_anything_starts(log_root: 
         Session("worker", **unknown)
 
 
+def test_an_exception_that_hides_what_it_is_is_an_error_like_any_other(session: Session) -> None:
+    classes = {
+        "class M(type):\n    def __getattribute__(c, n): raise SystemExit(3)\nclass E(Exception, metaclass=M): pass": "",
+        "class M(type):\n    __name__ = property(lambda c: 5)\nclass E(Exception, metaclass=M): pass": "",
+        "class E(Exception):\n    __traceback__ = 5": "x",
+        "class E(Exception):\n    def __getattribute__(s, n): raise SystemExit(n)": "x",
+        "class E(SyntaxError):\n    filename = property(lambda s: 1 / 0)": "x",
+    }
+    for code, message in classes.items():
+        outcome = session.execute_code(f"{code}\nraise E('x')" if message else f"{code}\nraise E")
+        assert outcome["error"] is not None, code
+        assert (outcome["error"]["type"], outcome["error"]["message"]) == ("E", message)
+    assert session.execute_code("1")["debug_info"]["seq"] == 6
+
+
 def test_history_is_this_sessions_lines_in_order(session: Session, log_root: Path) -> None:
     with Session("local", plan_id="P-1", task_id="T-7", task_name="user login") as other:
         for number in range(3):
