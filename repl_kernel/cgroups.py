@@ -58,6 +58,8 @@ def how_to_get() -> str:
     return _FIX
 
 
+_READ_BYTES = 1 << 16
+
 _MOST_PIDS = 1 << 22
 """PID_MAX_LIMIT: the kernel refuses a larger limit, and has no more processes."""
 
@@ -233,17 +235,27 @@ def _remove(path: str) -> bool:
     return True
 
 
+# Neither by open(): a session that nobody closed ends with the interpreter, which has no built-ins left then.
 def _read(folder: str, name: str) -> str:
+    data = b""
     try:
-        with open(os.path.join(folder, name), encoding="utf-8", errors="replace") as file:
-            return file.read().strip()
+        fd = os.open(os.path.join(folder, name), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            while piece := os.read(fd, _READ_BYTES):
+                data += piece
+        finally:
+            os.close(fd)
     except OSError:
         return ""  # this kernel doesn't have it
+    return data.decode("utf-8", "replace").strip()
 
 
 def _write(folder: str, name: str, value: int) -> None:
-    with open(f"{folder}/{name}", "w", encoding="ascii") as file:
-        file.write(str(value))
+    fd = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, str(value).encode("ascii"))
+    finally:
+        os.close(fd)
 
 
 def _counter(text: str, name: str) -> int:

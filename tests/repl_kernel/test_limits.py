@@ -101,6 +101,16 @@ def test_what_is_not_named_is_what_the_isolation_sets_and_infinity_lifts_that() 
     assert not Limits(cpu_s=math.inf).over(NO_LIMITS)
 
 
+def test_limits_of_a_session_that_nobody_closes_end_with_its_program_without_a_word(tmp_path: Path) -> None:
+    code = (
+        "from json_repl import Session\n"
+        f"session = Session('worker', log_dir={str(tmp_path)!r}, limits={{'processes': 1 << 40}})\n"
+        "print(session.execute_code('1')['success'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=30, check=True)
+    assert (done.stdout, done.stderr) == (b"True\n", b"")
+
+
 # Memory.
 
 
