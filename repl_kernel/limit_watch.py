@@ -62,6 +62,8 @@ class LimitWatch:
         self._cpu_before: float | None = None
         self._measure_at_s = 0.0
         self._is_first_look = True
+        if self._folder is not None:
+            self._folder.begin()
 
     def look(self, link: WorkerLink) -> bool:
         """Whether a limit has been reached, for the first time in this execution."""

@@ -28,12 +28,17 @@ class WorkFolderSize:
         self._count_at_s = 0.0
         self._has_struck = False
 
+    def begin(self) -> None:
+        """An execution starts: what the one that struck has left until it stopped is no news, and counted."""
+        if self._has_struck:
+            self.look()
+
     def look(self) -> Strike | None:
         """The limit that has been reached, where there is more than at the last look.
 
         Else what runs may be what makes it less.
         """
-        if not self._may_have_grown():
+        if not self._may_have_grown() and not self._has_struck:
             return None
         began_s = time.monotonic()
         self._counted_at = self._free

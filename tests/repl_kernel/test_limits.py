@@ -24,6 +24,7 @@ from repl_kernel.errors import CannotFork, LimitRefused, SnapshotRefused
 from repl_kernel.limits import _KINDS, NO_LIMITS, SANDBOX_LIMITS, Limits
 from repl_kernel.process_tree import descendants
 from repl_kernel.timeline import TimelineExecutor
+from repl_kernel.work_folder_size import WorkFolderSize
 from task_logger.record import ExecutionOutcome
 from tests.conftest import WaitUntil
 from tests.ordinary_user import ordinary_user
@@ -531,6 +532,24 @@ def test_the_work_folder_is_capped_in_files_and_bytes_and_can_be_emptied(tmp_pat
         world.do("for i in range(20):\n    open(f'{i}', 'w').close()\ntime.sleep(0.3)")
     finally:
         world.close()
+
+
+def test_what_an_execution_adds_to_the_work_folder_after_one_that_was_stopped_is_no_old_news(
+    tmp_path: Path,
+) -> None:
+    size = WorkFolderSize(str(tmp_path), Limits(work_folder_files=100))
+
+    def add(count: int) -> None:
+        for number in range(count):
+            (tmp_path / str(number)).touch()
+
+    add(300)
+    assert size.look() is not None
+    shutil.rmtree(tmp_path)
+    tmp_path.mkdir()
+    size.begin()
+    add(300)
+    assert size.look() is not None
 
 
 # As an ordinary user, who can make no cgroup.
