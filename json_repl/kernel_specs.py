@@ -118,11 +118,12 @@ def _look_at(name: str, folder: str) -> FoundSpec:
     try:
         with open(os.path.join(folder, _SPEC_FILE), encoding="utf-8") as file:
             spec = json.load(file)
-        command = [str(part) for part in spec["argv"]]
+        command, environment = spec["argv"], spec.get("env", {})
+        "".join((*command, *environment, *environment.values()))  # raises where one of them is no text
         interpreter = command[0]
         display_name = str(spec.get("display_name", name))
         provisioner = spec.get("metadata", {}).get("kernel_provisioner", {}).get("provisioner_name")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as exc:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "it is no kernel specification"
         return FoundSpec(
             name=name,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Channel = Literal["shell", "control", "stdin", "iopub"]
 
 _CHANNELS: tuple[Channel, ...] = ("shell", "control", "stdin", "iopub")
+_CURVE_KEYS = ("curve_publickey", "curve_secretkey")
 _RECONNECT_MS = 20
 """A kernel that starts is there the moment it listens; trying costs nothing on one machine."""
 
@@ -44,7 +45,7 @@ class Connection:
         return MessageCodec(self.key, self.signature_scheme, session)
 
     def socket(self, context: zmq.Context[Any], channel: Channel, identity: bytes = b"") -> zmq.Socket[Any]:
-        """A socket for a channel, which drops nothing on our side; `connect` it.
+        """A socket for a channel, which drops nothing on our side; `connect` it. Raises `KernelUnreachable`.
 
         Its system buffer is left to the system: with a large fixed one a kernel went on dropping messages for
         seconds after we had stood still, for want of news that there is room again.
@@ -59,9 +60,13 @@ class Connection:
         if identity:
             socket.identity = identity
         if self.curve_publickey is not None:
-            socket.curve_serverkey = self.curve_publickey
-            socket.curve_publickey = self.curve_publickey
-            socket.curve_secretkey = self.curve_secretkey
+            try:
+                socket.curve_serverkey = self.curve_publickey
+                socket.curve_publickey = self.curve_publickey
+                socket.curve_secretkey = self.curve_secretkey
+            except zmq.ZMQError as exc:
+                socket.close()
+                raise KernelUnreachable(f"{self.path} has CURVE keys that are none") from exc
         if channel == "iopub":
             socket.subscribe(b"")
         return socket
@@ -82,39 +87,61 @@ class Connection:
 
 def read_connection_file(path: str) -> Connection:
     """What a connection file says; raises `KernelUnreachable` where it can't be read, or is none."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise KernelUnreachable(f"{path} is no connection file: it is no regular file")
     try:
         with open(path, "rb") as file:
             info = json.loads(file.read())
     except OSError as exc:
         raise KernelUnreachable(f"the connection file {path} can't be read: {exc.strerror}") from exc
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise KernelUnreachable(f"{path} is no connection file: it is not JSON") from exc
     try:
         return _connection(os.path.abspath(path), info)
-    except (KeyError, TypeError, ValueError, AttributeError) as exc:
-        raise KernelUnreachable(f"{path} is no connection file of a kernel: {exc!r}") from exc
+    except (TypeError, ValueError) as exc:
+        raise KernelUnreachable(f"{path} is no connection file of a kernel: {exc}") from exc
 
 
-def _connection(path: str, info: dict[str, Any]) -> Connection:
-    public, secret = info.get("curve_publickey"), info.get("curve_secretkey")
-    if (public is None) != (secret is None):
-        raise KeyError("curve_publickey" if public is None else "curve_secretkey")
+def _connection(path: str, info: object) -> Connection:
+    """What the file's JSON says; raises `TypeError` or `ValueError` for what makes no sense."""
+    if not isinstance(info, dict):
+        raise TypeError("it is no JSON object")
+    curve = [info.get(name) for name in _CURVE_KEYS]
+    if curve.count(None) == 1:
+        raise ValueError("it has only one of " + " and ".join(_CURVE_KEYS))
+    public, secret = (None, None) if None in curve else (_text(info, name).encode() for name in _CURVE_KEYS)
+    scheme = info.get("signature_scheme")
     connection = Connection(
         path=path,
         transport=_one_of(info.get("transport", "tcp"), "tcp", "ipc"),
-        ip=str(info["ip"]),
-        ports={channel: int(info[f"{channel}_port"]) for channel in _CHANNELS},
-        key=info["key"].encode(),
-        signature_scheme=info.get("signature_scheme") or "hmac-sha256",
+        ip=_text(info, "ip"),
+        ports={channel: _port(info, f"{channel}_port") for channel in _CHANNELS},
+        key=_text(info, "key").encode(),
+        signature_scheme="hmac-sha256" if scheme is None else _text(info, "signature_scheme"),
         kernel_name=str(info.get("kernel_name") or ""),
-        curve_publickey=None if public is None else public.encode(),
-        curve_secretkey=None if secret is None else secret.encode(),
+        curve_publickey=public,
+        curve_secretkey=secret,
     )
     connection.codec("")  # raises for a scheme that there isn't
     return connection
 
 
-def _one_of(value: str, *known: str) -> str:
-    if value not in known:
-        raise ValueError(f"transport {value!r}")
+def _text(info: dict[str, Any], name: str) -> str:
+    value = info.get(name)
+    if not isinstance(value, str):
+        raise TypeError(f"its {name} must be a text")
+    value.encode()  # raises for lone surrogates, which no address and no key has
     return value
+
+
+def _port(info: dict[str, Any], name: str) -> int:
+    value = info.get(name)
+    if not isinstance(value, int) or not 0 < value < 1 << 16:
+        raise ValueError(f"its {name} must be a port number, not {value!r}")
+    return value
+
+
+def _one_of(value: object, *known: str) -> str:
+    if value not in known:
+        raise ValueError(f"its transport is {value!r}, not {' or '.join(known)}")
+    return str(value)

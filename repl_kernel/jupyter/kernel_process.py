@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from string import Template
 from typing import TYPE_CHECKING, Any
 
@@ -103,20 +104,43 @@ def _manager(name: str, connection_file: str) -> KernelManager:
     """Jupyter's knowledge of a kernel, which starts nothing."""
     from jupyter_client.kernelspec import NoSuchKernel
     from jupyter_client.manager import KernelManager
+    from traitlets import TraitError
 
     manager = KernelManager(kernel_name=name, connection_file=connection_file)
     try:
         spec: Any = manager.kernel_spec
+        about = spec.metadata.get("kernel_provisioner", {})
+        provisioner = about.get("provisioner_name", _LOCAL_PROVISIONERS[0])
     except NoSuchKernel as exc:
-        known = ", ".join(sorted(manager.kernel_spec_manager.find_kernel_specs()))
-        raise KernelUnreachable(f"there is no kernel {name!r}; there are: {known or 'none'}") from exc
-    provisioner = spec.metadata.get("kernel_provisioner", {}).get("provisioner_name", _LOCAL_PROVISIONERS[0])
+        known = manager.kernel_spec_manager.find_kernel_specs()
+        if name.lower() in known:
+            raise KernelUnreachable(
+                f"kernel {name!r} is in {known[name.lower()]}, but its provisioner is not installed here; "
+                "start it with Jupyter, and give its connection file"
+            ) from exc
+        names = ", ".join(sorted(known)) or "none"
+        raise KernelUnreachable(f"there is no kernel {name!r}; there are: {names}") from exc
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, TraitError) as exc:
+        raise _no_specification(name) from exc
+    if not (spec.argv and _are_texts(spec.argv) and _are_texts(spec.env) and _are_texts(spec.env.values())):
+        raise _no_specification(name)
     if provisioner not in _LOCAL_PROVISIONERS:
         raise KernelUnreachable(
             f"kernel {name!r} is started by the provisioner {provisioner!r}, not by a command; start it with "
             "Jupyter, and give its connection file"
         )
     return manager
+
+
+def _no_specification(name: str) -> KernelUnreachable:
+    return KernelUnreachable(
+        f"the kernel.json of kernel {name!r} is no kernel specification; `json-repl kernel list` shows its "
+        "folder"
+    )
+
+
+def _are_texts(values: Iterable[object]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _environment(of_spec: dict[str, str]) -> dict[str, str]:
@@ -140,6 +164,8 @@ def _spawn(folder: str, command: list[str], environment: dict[str, str]) -> subp
         )
     except OSError as exc:
         raise KernelUnreachable(f"cannot start {sys.executable} for a kernel: {exc.strerror}") from exc
+    except ValueError as exc:  # a NUL, say
+        raise KernelUnreachable(f"the kernel's command or environment can't be passed on: {exc}") from exc
     finally:
         os.close(session_fd)
 

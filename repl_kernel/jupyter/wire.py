@@ -55,7 +55,7 @@ class MessageCodec:
         Raises `ValueError` for a signature scheme that there isn't.
         """
         kind, _, digest = signature_scheme.partition("-")
-        if kind != "hmac" or digest not in hashlib.algorithms_available:
+        if kind != "hmac" or digest not in hashlib.algorithms_available or digest.startswith("shake"):
             raise ValueError(f"there is no signature scheme {signature_scheme!r}")
         self._hmac = hmac.new(key, digestmod=digest) if key else None
         self._session = session
@@ -136,7 +136,7 @@ def _load(data: bytes) -> dict[str, Any]:
     except orjson.JSONDecodeError:
         try:
             value = json.loads(data.decode("utf-8", "surrogateescape"))
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise BadMessage("a part of a message is not JSON") from exc
     if not isinstance(value, dict):
         raise BadMessage("a part of a message is no JSON object")

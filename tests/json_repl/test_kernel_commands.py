@@ -170,8 +170,9 @@ def test_the_list_tells_ours_from_others_and_names_what_is_broken(run: Run, tmp_
     for name, change in changes.items():
         (folder / name).mkdir()
         (folder / name / "kernel.json").write_text(json.dumps({**spec, **change}), encoding="utf-8")
-    (folder / "damaged").mkdir()
-    (folder / "damaged" / "kernel.json").write_text("[", encoding="utf-8")
+    for name, text in {"damaged": "[", "nested": "[" * 10**5, "odd": '{"argv": [5]}'}.items():
+        (folder / name).mkdir()
+        (folder / name / "kernel.json").write_text(text, encoding="utf-8")
     done = run("json-repl", "kernel", "list", "--json")
     found = {spec["name"]: spec for spec in json.loads(done.stdout)}
     assert done.returncode == 0
@@ -183,7 +184,10 @@ def test_the_list_tells_ours_from_others_and_names_what_is_broken(run: Run, tmp_
         "gone": (True, "/nowhere/python is not there, or can't be run"),
         "unknown": (True, "its provisioner nobody-has-it is not installed in this environment"),
         "other": (False, None),
-        "damaged": (False, "kernel.json can't be read: it is no kernel specification"),
+        **dict.fromkeys(
+            ("damaged", "nested", "odd"),
+            (False, "kernel.json can't be read: it is no kernel specification"),
+        ),
     }
     table = [line.split("\t") for line in run("json-repl", "kernel", "list").stdout.splitlines()]
     assert table[0] == ["kernel", "ours", "state", "interpreter", "folder"]

@@ -340,6 +340,40 @@ def test_a_kernel_that_does_not_start_says_why(
         KernelExecutor("failing")
 
 
+GOOD_SPEC = {"argv": [sys.executable, "{connection_file}"], "display_name": "x", "language": "x"}
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["{", [], "[" * 10**5, {**GOOD_SPEC, "argv": []}, {**GOOD_SPEC, "argv": [5]},
+     {**GOOD_SPEC, "env": {"A": 5}}, {**GOOD_SPEC, "env": {"A=B": "5"}}, {**GOOD_SPEC, "interrupt_mode": "x"},
+     {**GOOD_SPEC, "metadata": None},
+     {**GOOD_SPEC, "metadata": {"kernel_provisioner": "x"}}, {**GOOD_SPEC, "argv": ["a\0b"]}],
+)  # fmt: skip
+def test_a_kernel_whose_specification_makes_no_sense_is_named(
+    spec: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: None
+) -> None:
+    file = tmp_path / "kernels" / "odd" / "kernel.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(spec if isinstance(spec, str) else json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    with pytest.raises(KernelUnreachable, match=r"'odd' is no kernel specification|can't be passed on"):
+        KernelExecutor("odd")
+
+
+def test_a_kernel_whose_provisioner_is_missing_is_not_said_to_be_missing_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "kernels" / "odd" / "kernel.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        json.dumps({**GOOD_SPEC, "metadata": {"kernel_provisioner": {"provisioner_name": "nobody-has-it"}}})
+    )
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    with pytest.raises(KernelUnreachable, match="provisioner is not installed"):
+        KernelExecutor("odd")
+
+
 @pytest.mark.slow
 def test_a_kernel_of_another_language_runs_and_is_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: None

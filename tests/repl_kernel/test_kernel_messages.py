@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any
 
 import pytest
+import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repl_kernel.errors import BadMessage
+from repl_kernel.errors import BadMessage, KernelUnreachable
+from repl_kernel.jupyter.connection import read_connection_file
 from repl_kernel.jupyter.gaps import GapCounter
 from repl_kernel.jupyter.tapped import TappedExecutions
 from repl_kernel.jupyter.wire import Message, MessageCodec
@@ -53,16 +58,55 @@ def test_a_message_with_another_key_or_a_second_time_is_refused() -> None:
 @pytest.mark.parametrize(
     "frames",
     [[], [b"<IDS|MSG>"], [b"x"] * 9, [b"<IDS|MSG>", b"", b"[]", b"{}", b"{}", b"{}"],
-     [b"<IDS|MSG>", b"", b"{}", b"{}", b"{}", b"\xff"]],
+     [b"<IDS|MSG>", b"", b"{}", b"{}", b"{}", b"\xff"],
+     [b"<IDS|MSG>", b"", b"{}", b"{}", b"{}", b"[" * 10**5]],
 )  # fmt: skip
 def test_what_is_no_message_is_refused(frames: list[bytes]) -> None:
     with pytest.raises(BadMessage):
         MessageCodec(b"", SCHEME, "b").unpack(frames)
 
 
-def test_a_signature_scheme_that_there_isnt_is_an_error() -> None:
+@pytest.mark.parametrize("scheme", ["md5", "hmac-nothing", "hmac-shake_128"])
+def test_a_signature_scheme_that_there_isnt_is_an_error(scheme: str) -> None:
     with pytest.raises(ValueError, match="no signature scheme"):
-        MessageCodec(b"", "md5", "a")
+        MessageCodec(b"key", scheme, "a")
+
+
+CONNECTION = {
+    **{f"{channel}_port": number for number, channel in enumerate(("shell", "control", "stdin", "iopub"), 1)},
+    "ip": "127.0.0.1",
+    "key": "",
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[" * 10**5, "not JSON"),
+        ("[]", "no JSON object"),
+        (json.dumps({**CONNECTION, "shell_port": float("inf")}), "shell_port"),
+        (json.dumps({**CONNECTION, "iopub_port": 99999}), "iopub_port"),
+        (json.dumps({**CONNECTION, "ip": "\udcff"}), "surrogates"),
+        (json.dumps({**CONNECTION, "ip": None}), "ip must be a text"),
+        (json.dumps({**CONNECTION, "key": 5}), "key must be a text"),
+        (json.dumps({**CONNECTION, "transport": "udp"}), "udp"),
+        (json.dumps({**CONNECTION, "curve_publickey": "x" * 40}), "only one of curve_publickey"),
+        (json.dumps({**CONNECTION, "curve_publickey": "é", "curve_secretkey": "'"}), "CURVE keys"),
+    ],
+)
+def test_a_connection_file_that_makes_no_sense_is_one_clear_error(
+    text: str, named: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "kernel.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(KernelUnreachable, match=rf"kernel\.json .*{named}"):
+        read_connection_file(str(path)).socket(zmq.Context.instance(), "iopub").close()
+
+
+def test_a_connection_file_that_nobody_writes_to_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(KernelUnreachable, match="no regular file"):
+        read_connection_file(str(tmp_path / "pipe"))
 
 
 class Kernel:
