@@ -15,6 +15,10 @@ def malformation(parent: Mapping[str, Any]) -> str | None:
         return "an execute_request must have a text `code`"
     if not isinstance(parent.get("metadata"), dict):
         return "the metadata of an execute_request must be an object"
+    if not isinstance(content.get("user_expressions") or {}, dict):
+        return "the `user_expressions` of an execute_request must be an object"
+    if not isinstance(content.get("allow_stdin", False), bool):
+        return "`allow_stdin` of an execute_request must be true or false"
     return None
 
 

@@ -22,6 +22,7 @@ from traitlets import Instance
 
 from repl_kernel.errors import InterruptedByCaller, KernelError
 from repl_kernel.jupyter import session_history as history
+from repl_kernel.jupyter.answered import answer_failures, reply_failure
 from repl_kernel.jupyter.execute_request import malformation, request_tags
 from repl_kernel.jupyter.fault_report import FaultReport
 from repl_kernel.jupyter.gathered_output import GatheredOutput
@@ -63,6 +64,7 @@ class IsolatedKernel(Kernel):
         self._output = GatheredOutput(self._send_output)
         self._relay = InterruptRelay(self._interrupt, self._end)
         self._relay.start()
+        answer_failures(self)
 
     @property
     def _open(self) -> KernelSessions:
@@ -102,7 +104,16 @@ class IsolatedKernel(Kernel):
     async def _handle(self, number: int, frames: Any) -> None:
         async with self._main_asyncio_lock:
             self._aborting = number <= self._aborted
-            await self.dispatch_shell(frames)
+            try:
+                await self.dispatch_shell(frames)
+            except AssertionError:  # it is for a subshell
+                self._refuse_subshell()
+
+    def _refuse_subshell(self) -> None:
+        parent = self.get_parent("shell")
+        ident = self._get_shell_context_var(self._shell_parent_ident)
+        reply_failure(self, self.shell_stream, ident, parent, "this kernel has no subshells")
+        self._publish_status_and_flush("idle", "shell", self.shell_stream)
 
     def _abort_waiting(self) -> None:
         """Abort the execute requests that have come so far."""

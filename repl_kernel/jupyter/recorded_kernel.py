@@ -27,7 +27,9 @@ from traitlets import DottedObjectName, Instance, Type
 
 from repl_kernel.errors import RequestRefused
 from repl_kernel.failure import is_interrupt
+from repl_kernel.jupyter.answered import answer_failures
 from repl_kernel.jupyter.child_pipe import move_child_pipe
+from repl_kernel.jupyter.execute_request import malformation
 from repl_kernel.jupyter.recorded_session import RecordedSession
 from repl_kernel.jupyter.recorded_streams import ORIGINS, RecordedOutStream
 from repl_kernel.jupyter.recording import (
@@ -102,6 +104,7 @@ class RecordedKernel(IPythonKernel):
         ORIGINS.note(None)
         self._session.origin_of_thread = self._origin_of_thread
         self._session.tap = self
+        answer_failures(self)
 
     def _origin_of_thread(self) -> str | None:
         """The ended cell that this thread is of, unless it works in the context of another."""
@@ -120,7 +123,7 @@ class RecordedKernel(IPythonKernel):
     async def execute_request(self, stream: Any, ident: Any, parent: Any) -> None:
         """Handle an `execute_request`; one that can't be run is answered too."""
         recording = self.recording
-        if (why := _malformation(parent)) is not None:
+        if (why := malformation(parent)) is not None:
             self._refuse(stream, ident, parent, "InvalidRequest", why)
             return
         if recording is None:
@@ -291,18 +294,6 @@ class RecordedKernel(IPythonKernel):
 
 def _wake() -> None:
     """Nothing but a turn of the event loop."""
-
-
-def _malformation(parent: Mapping[str, Any]) -> str | None:
-    """Why a message can't be run, `None` where it can."""
-    content = parent["content"]
-    if not isinstance(content, dict):
-        return f"the content of an execute_request must be an object, not {type(content).__name__}"
-    if not isinstance(content.get("code"), str):
-        return "an execute_request must have a text `code`"
-    if not isinstance(parent.get("metadata"), dict):
-        return "the metadata of an execute_request must be an object"
-    return None
 
 
 class RecordedKernelApp(IPKernelApp):

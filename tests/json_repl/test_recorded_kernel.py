@@ -306,6 +306,25 @@ def test_a_request_that_cannot_be_run_is_answered_and_runs_nothing(kernel: Kerne
     assert len(kernel.lines()) == count + 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("execute_request", {"code": "made = 1", "user_expressions": 5}),
+        ("execute_request", {"code": "made = 1", "allow_stdin": "yes"}),
+        ("complete_request", {}),
+        ("complete_request", {"code": "a", "cursor_pos": 9}),
+        ("inspect_request", {"code": "a", "cursor_pos": None}),
+        ("history_request", {}),
+        ("is_complete_request", {"code": None}),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_answered(kernel: Kernel, kind: str, content: Any) -> None:
+    count = len(kernel.lines())
+    reply = kernel.reply_of(kernel.send(kind, content))
+    assert (reply["status"], reply["ename"]) == ("error", "InvalidRequest")
+    assert len(kernel.lines()) == count
+
+
 def test_interrupting_a_cell_is_recorded_and_the_kernel_goes_on(kernel: Kernel) -> None:
     for code in (
         "import time\nprint('started', flush=True)\ntime.sleep(600)",

@@ -333,6 +333,30 @@ def test_a_request_without_code_is_answered(kernel: IsolatedKernelHost) -> None:
     assert (cell.reply["status"], cell.reply["ename"]) == ("error", "InvalidRequest")
 
 
+MALFORMED: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
+    ("execute_request", {"code": "made = 1", "user_expressions": 5}, {}),
+    ("execute_request", {"code": "made = 1", "allow_stdin": "yes"}, {}),
+    ("execute_request", {"code": "made = 1"}, {"subshell_id": "none"}),
+    ("complete_request", {}, {}),
+    ("inspect_request", {"code": "a"}, {}),
+    ("history_request", {"hist_access_type": "tail", "output": False, "raw": True, "n": "x"}, {}),
+    ("is_complete_request", {"code": None}, {}),
+)
+
+
+@pytest.mark.parametrize(("kind", "content", "header"), MALFORMED)
+def test_a_request_that_makes_no_sense_is_answered_and_runs_nothing(
+    kind: str, content: dict[str, Any], header: dict[str, Any], kernel: IsolatedKernelHost
+) -> None:
+    session = kernel.client.session
+    message = session.msg(kind, content)
+    message["header"].update(header)
+    session.send(kernel.client.shell_channel.socket, message)
+    cell = kernel.gather(message["header"]["msg_id"])
+    assert (cell.reply["status"], cell.reply["ename"]) == ("error", "InvalidRequest")
+    assert kernel.run("'made' in globals()").of("execute_result")[0]["data"]["text/plain"] == "False"
+
+
 def test_a_large_display_is_whole(kernel: IsolatedKernelHost, log_dir: Path) -> None:
     cell = kernel.run("display({'text/plain': 'x' * 30_000_000}, raw=True)")
     assert len(cell.of("display_data")[0]["data"]["text/plain"]) == 30_000_000
