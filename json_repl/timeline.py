@@ -59,7 +59,7 @@ class Timeline:
         """Have the live state kept, where it isn't yet; returns false where the worker can't be copied."""
         with self._turn:
             try:
-                self._require_idle_timeline("snapshot").ensure_snapshot([])
+                self._require_idle_timeline("snapshot").ensure_snapshot()
             except SnapshotRefused:
                 return False
             return True

@@ -105,7 +105,7 @@ class WorkerExecutor:
         self._last_seq = 0
         self._unbooked = 0
         self._first_notices: list[str] = []
-        """What the caller must know before the first execution's outcome."""
+        """What the caller must know with the next outcome: it happened where no outcome tells it."""
         self._open_spool = open_spool
         self._lives = lives
         self.environment: dict[str, str] = {}
@@ -144,8 +144,7 @@ class WorkerExecutor:
                 self._unbooked = 0
                 self._exchange.meanwhile = lives.take_announcements
             if self._first_notices:
-                gathered.notices += self._first_notices
-                self._first_notices = []
+                gathered.notices += self._take_notices()
             last_seq, self._last_seq = self._last_seq, request.seq
             if request.atomic:
                 self.ensure_snapshot(gathered.notices)
@@ -246,12 +245,19 @@ class WorkerExecutor:
         origin = self._lives.origin if seq == 0 else None
         return f"{session_id}:{seq}" if origin is None else origin
 
-    def ensure_snapshot(self, notices: list[str]) -> None:
-        """Have the live state kept, where it isn't yet; raises `SnapshotRefused`."""
+    def ensure_snapshot(self, notices: list[str] | None = None) -> None:
+        """Have the live state kept, where it isn't yet; raises `SnapshotRefused`.
+
+        `notices` get what must be told, those of the next execution where it is `None`.
+        """
         self._lives.take_announcements()
         newest = self._lives.ring.newest()
         if newest is None or newest.seq != self._lives.state_seq:
-            self._keep_state(notices)
+            self._keep_state(self._first_notices if notices is None else notices)
+
+    def _take_notices(self) -> list[str]:
+        notices, self._first_notices = self._first_notices, []
+        return notices
 
     def _roll_back(self, outcome: ExecutionOutcome, seq: int) -> ExecutionOutcome:
         """Leave the namespace as it was before an execution that failed."""
@@ -299,7 +305,7 @@ class WorkerExecutor:
 
     def variables(self) -> list[Mapping[str, object]]:
         """Describe the variables; see `Executor`."""
-        reply = self._ask("variables", [])
+        reply = self._ask("variables", self._first_notices)
         found: list[Mapping[str, object]] = reply["variables"] if reply is not None else []
         return found
 
@@ -328,9 +334,7 @@ class WorkerExecutor:
         fields: dict[str, Any] = {"code": code, "cursor": cursor, **details}
         _make_encodable(fields)
         with self._turn:
-            notices: list[str] = []
-            reply = self._ask(operation, notices, **fields)
-            self._first_notices += notices
+            reply = self._ask(operation, self._first_notices, **fields)
         if reply is None:
             return None
         if "refused" in reply:
@@ -341,7 +345,7 @@ class WorkerExecutor:
     def snapshot(self) -> int:
         """Keep the live state now; returns the execution it is the state of. Raises `SnapshotRefused`."""
         with self._turn:
-            return self._keep_state([])
+            return self._keep_state(self._first_notices)
 
     def _keep_state(self, notices: list[str]) -> int:
         lives = self._lives
@@ -436,7 +440,8 @@ class WorkerExecutor:
             except WorkerDied:
                 self._replace(notices)
             if self._exchange.keyboard_interrupt is not None:
-                self._first_notices += notices
+                if notices is not self._first_notices:
+                    self._first_notices += notices
                 raise self._exchange.keyboard_interrupt
             return reply
 

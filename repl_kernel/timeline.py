@@ -8,6 +8,7 @@ speculate(…)      several pieces of code at once, each in a copy of the live s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from repl_kernel.errors import InterruptedByCaller, RequestRefused
 from repl_kernel.manager import WorkerExecutor
@@ -23,7 +24,7 @@ class TimelineExecutor(WorkerExecutor):
     def snapshots(self) -> list[dict[str, object]]:
         """The states that are kept, oldest first: `seq`, `age_s`."""
         with self._turn:
-            self._attend([])
+            self._attend(self._first_notices)
             return self._lives.ring.describe()
 
     def rewind(self, seq: int) -> tuple[str, ...]:
@@ -33,14 +34,13 @@ class TimelineExecutor(WorkerExecutor):
         has changed then.
         """
         with self._turn:
-            notices: list[str] = []
-            self._attend(notices)
+            self._attend(self._first_notices)
             lives = self._lives
-            if seq == lives.state_seq:
-                return tuple(notices)  # it is live
-            if seq == 0 and lives.origin is None:
-                return (*notices, *lives.go_to_empty())
-            return (*notices, *lives.go_to(lives.ring.get(seq)))
+            moved: Sequence[str] = ()  # where it is live
+            if seq != lives.state_seq:
+                to_empty = seq == 0 and lives.origin is None
+                moved = lives.go_to_empty() if to_empty else lives.go_to(lives.ring.get(seq))
+            return (*self._take_notices(), *moved)
 
     def branch(self, seq: int, session_id: str, *, reseed: bool = False) -> TimelineExecutor:
         """Another executor, whose namespace begins with the state after execution `seq` of this one.
@@ -48,9 +48,9 @@ class TimelineExecutor(WorkerExecutor):
         `session_id` is this executor's; `reseed` renews the random generators. Raises as `rewind`.
         """
         with self._turn:
-            self._attend([])
+            self._attend(self._first_notices)
             if seq == self._lives.state_seq:
-                self.ensure_snapshot([])
+                self.ensure_snapshot()
             snapshot = self._lives.ring.get(seq)
             lives, notices = self._lives.branch(snapshot, self._name(session_id, seq), reseed=reseed)
             other = TimelineExecutor(open_spool=self._open_spool, lives=lives)
@@ -65,9 +65,9 @@ class TimelineExecutor(WorkerExecutor):
         """
         with self._turn:
             self.discard()
-            self._attend([])
+            self._attend(self._first_notices)
             self._last_seq = max((request.seq for request in requests), default=self._last_seq)
-            self.ensure_snapshot([])
+            self.ensure_snapshot()
             lives = self._lives
             snapshot = lives.ring.get(lives.state_seq)
             candidates: list[Candidate] = []
@@ -93,6 +93,9 @@ class TimelineExecutor(WorkerExecutor):
             except KeyboardInterrupt as exc:
                 interrupt = exc
             outcomes = [candidate.outcome for candidate in candidates if candidate.outcome is not None]
+            if outcomes and self._first_notices:
+                first = outcomes[0]
+                outcomes[0] = replace(first, notices=(*self._take_notices(), *first.notices))
         if interrupt is not None:
             raise InterruptedByCaller(*outcomes) from interrupt
         return outcomes

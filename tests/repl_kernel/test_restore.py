@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
@@ -9,14 +10,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from repl_kernel.errors import CannotFork
+from repl_kernel.errors import CannotFork, SnapshotGone
 from repl_kernel.process_tree import ProcessStat, descendants, read_stat
-from tests.repl_kernel.timeline_world import World, is_gone, private_bytes, wait_until
+from repl_kernel.timeline import TimelineExecutor
+from tests.repl_kernel.timeline_world import SESSION_ID, World, is_gone, private_bytes, wait_until
 
 DEATHS = {
     "segmentation fault": ("import ctypes; ctypes.string_at(0)", "SIGSEGV"),
@@ -121,6 +123,59 @@ def test_a_worker_that_died_between_two_executions_is_replaced_by_the_next(world
         "was killed by SIGKILL between two executions; the state after execution 1 is live"
         in outcome.notices[0]
     )
+
+
+ASKED: dict[str, Callable[[TimelineExecutor], object]] = {
+    "ensure_snapshot": lambda executor: executor.ensure_snapshot(),
+    "snapshot": lambda executor: executor.snapshot(),
+    "snapshots": lambda executor: executor.snapshots(),
+    "variables": lambda executor: executor.variables(),
+    "complete": lambda executor: executor.complete("x", 1),
+    "rewind": lambda executor: _rewind_in_vain(executor),
+    "branch": lambda executor: executor.branch(1, SESSION_ID).close(),
+}
+
+
+def _rewind_in_vain(executor: TimelineExecutor) -> None:
+    with pytest.raises(SnapshotGone):
+        executor.rewind(2)
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_whatever_finds_a_worker_dead_the_next_outcome_says_what_is_lost(asked: str, no_leaks: None) -> None:
+    world = World("manual")
+    world.do("x = 1")
+    world.executor.snapshot()
+    world.do("x = 2")
+    pid = world.worker_pid
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: is_gone(pid))
+    ASKED[asked](world.executor)
+    outcome = world.run("x")
+    assert outcome.result == {"text/plain": "1"}
+    assert outcome.notices == (
+        "the worker was killed by SIGKILL between two executions; the state after execution 1 is live; "
+        "lost with it: 2",
+    )
+    assert world.run("x").notices == ()
+    world.close()
+
+
+def test_candidates_and_a_rewind_tell_what_was_lost_before_them(no_leaks: None) -> None:
+    world = World("manual")
+    world.do("x = 1")
+    world.executor.snapshot()
+    tells: tuple[Callable[[], Sequence[str]], ...] = (
+        lambda: world.executor.speculate([world.request("x"), world.request("x")])[0].notices,
+        lambda: world.executor.rewind(0),
+    )
+    for tell in tells:
+        pid = world.worker_pid
+        os.kill(pid, signal.SIGKILL)
+        wait_until(functools.partial(is_gone, pid))
+        assert any("was killed by SIGKILL between two executions" in notice for notice in tell())
+    assert world.run("1").notices == ()
+    world.close()
 
 
 def test_programs_that_go_on_and_peers_that_are_lost_are_named(world: World) -> None:
