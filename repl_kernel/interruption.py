@@ -33,13 +33,15 @@ class Interruption:
         self._link: WorkerLink | None = None
         self._started = 0.0
         self._began = 0.0
+        self._patience_s = 0.0
 
-    def arm(self, link: WorkerLink) -> None:
-        """An execution starts; from now on it can be interrupted."""
+    def arm(self, link: WorkerLink, patience_s: float = 0.0) -> None:
+        """An execution starts; from now on, or once it has lasted `patience_s`, it can be interrupted."""
         if self.reason is not None:
             self.reason = None
             self.taken = []
         self._started = time.monotonic()
+        self._patience_s = patience_s
         self._link = link
 
     def disarm(self) -> None:
@@ -51,7 +53,7 @@ class Interruption:
         """Take the first step, or the next one at once where the first was taken; false once it is
         too late."""
         with self._lock:
-            if self._link is None:
+            if self._link is None or time.monotonic() < self._started + self._patience_s:
                 return False
             if self.reason is None:
                 self.reason = reason

@@ -59,6 +59,9 @@ could write to much memory, does it at once."""
 _CLOSE_LIMIT_S = 2.0
 """How long a worker may take for its own atexit handlers when the session closes."""
 
+_ANSWER_PATIENCE_S = 1.0
+"""What the worker does between executions takes less: only after this can it be interrupted, and killed."""
+
 
 class WorkerExecutor:
     """Runs executions in a keep-alive worker process, and replaces it where it dies."""
@@ -435,10 +438,14 @@ class WorkerExecutor:
             link = self._attend(notices)
             self._message_id += 1
             reply = None
+            # A worker that is stopped, or whose threads leave it no turn, may never answer.
+            self._interruption.arm(link, _ANSWER_PATIENCE_S)
             try:
                 reply = self._exchange.run(link, {"id": self._message_id, "op": operation, **fields})
             except WorkerDied:
                 self._replace(notices)
+            finally:
+                self._interruption.disarm()
             if self._exchange.keyboard_interrupt is not None:
                 if notices is not self._first_notices:
                     self._first_notices += notices

@@ -264,7 +264,8 @@ class IsolatedKernel(Kernel):
         """See `Kernel`."""
         cursor = len(code) if cursor_pos is None else cursor_pos
         try:
-            return self._open.current.complete(code, cursor)
+            with self._relay.busy():
+                return self._open.current.complete(code, cursor)
         except (KernelError, ValueError) as exc:
             return {"status": "error", **_error_content(type(exc).__name__, str(exc), [str(exc)])}
 
@@ -274,7 +275,8 @@ class IsolatedKernel(Kernel):
         """See `Kernel`."""
         cursor = len(code) if cursor_pos is None else cursor_pos
         try:
-            return self._open.current.inspect(code, cursor, 1 if detail_level else 0)
+            with self._relay.busy():
+                return self._open.current.inspect(code, cursor, 1 if detail_level else 0)
         except (KernelError, ValueError) as exc:
             return {"status": "error", **_error_content(type(exc).__name__, str(exc), [str(exc)])}
 

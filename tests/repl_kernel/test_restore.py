@@ -125,20 +125,20 @@ def test_a_worker_that_died_between_two_executions_is_replaced_by_the_next(world
     )
 
 
+def _rewind_in_vain(executor: TimelineExecutor) -> None:
+    with pytest.raises(SnapshotGone):
+        executor.rewind(2)
+
+
 ASKED: dict[str, Callable[[TimelineExecutor], object]] = {
     "ensure_snapshot": lambda executor: executor.ensure_snapshot(),
     "snapshot": lambda executor: executor.snapshot(),
     "snapshots": lambda executor: executor.snapshots(),
     "variables": lambda executor: executor.variables(),
     "complete": lambda executor: executor.complete("x", 1),
-    "rewind": lambda executor: _rewind_in_vain(executor),
+    "rewind": _rewind_in_vain,
     "branch": lambda executor: executor.branch(1, SESSION_ID).close(),
 }
-
-
-def _rewind_in_vain(executor: TimelineExecutor) -> None:
-    with pytest.raises(SnapshotGone):
-        executor.rewind(2)
 
 
 @pytest.mark.parametrize("asked", ASKED)
@@ -175,6 +175,22 @@ def test_candidates_and_a_rewind_tell_what_was_lost_before_them(no_leaks: None) 
         wait_until(functools.partial(is_gone, pid))
         assert any("was killed by SIGKILL between two executions" in notice for notice in tell())
     assert world.run("1").notices == ()
+    world.close()
+
+
+def test_a_worker_that_gives_no_answer_between_executions_can_be_interrupted(no_leaks: None) -> None:
+    world = World("manual")
+    world.do("x = 1")
+    world.executor.snapshot()
+    world.do("x = 2")
+    os.kill(world.worker_pid, signal.SIGSTOP)
+    asking = threading.Thread(target=world.executor.ensure_snapshot)
+    asking.start()
+    wait_until(lambda: world.executor.interrupt() or not asking.is_alive())
+    wait_until(lambda: not world.executor.interrupt() and not asking.is_alive())
+    outcome = world.run("x")
+    assert outcome.result == {"text/plain": "1"}
+    assert "killed by SIGKILL between two executions; the state after execution 1" in outcome.notices[0]
     world.close()
 
 
