@@ -101,6 +101,8 @@ def _folder(user: bool, prefix: str | None, sys_prefix: bool) -> str:
 
     if user + (prefix is not None) + sys_prefix > 1:
         raise click.UsageError("--user, --prefix and --sys-prefix exclude each other; give one of them")
+    if prefix == "":
+        raise click.UsageError("--prefix is empty; give a folder")  # of a variable that isn't set, say
     if sys_prefix:
         return prefix_folder(sys.prefix)
     if prefix is not None:

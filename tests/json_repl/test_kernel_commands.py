@@ -127,6 +127,12 @@ def test_two_places_at_once_are_a_usage_error(run: Run) -> None:
     assert "give one of them" in done.stderr
 
 
+def test_an_empty_prefix_is_a_usage_error_and_not_the_folder_at_hand(run: Run) -> None:
+    done = run("json-repl", "kernel", "install", "--prefix", "")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--prefix is empty" in done.stderr
+
+
 def test_a_place_that_cannot_be_written_is_one_line_that_says_what_to_do(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder", encoding="utf-8")
     done = run("json-repl", "kernel", "install", "--prefix", str(tmp_path / "file"))
