@@ -65,6 +65,7 @@ class ObservedExecution:
         if msg_type == "stream":
             self._take_stream(content)
         elif msg_type == "error":
+            self._keep_shown()
             self._error = content
         elif msg_type in DISPLAY_KINDS:
             self._take_display(msg_type, content)
@@ -72,11 +73,19 @@ class ObservedExecution:
     @property
     def has_error(self) -> bool:
         """Whether an error was shown or replied."""
-        return self._error is not None or (self._reply is not None and self._reply.get("status") == "error")
+        if self._reply is None or "status" not in self._reply:
+            return self._error is not None
+        return self._reply["status"] == "error" or (self._error is not None and self._reply["status"] != "ok")
 
     def replied(self, content: Mapping[str, Any]) -> None:
         """Take in the content of the `execute_reply`."""
         self._reply = content
+
+    def _keep_shown(self) -> None:
+        """An error that was shown, and isn't how the execution ended (by `%tb`, say), is output."""
+        if self._error is not None:
+            self.take_output("stderr", _traceback_of(self._error).encode("utf-8", "surrogatepass"))
+            self._error = None
 
     def _take_stream(self, content: Mapping[str, Any]) -> None:
         text = content.get("text")
@@ -124,6 +133,8 @@ class ObservedExecution:
         `status` of `None` means as the messages say: `error` where one was shown or replied, `interrupted`
         where that is a KeyboardInterrupt, else `ok`.
         """
+        if not self.has_error:
+            self._keep_shown()
         error = self._described_error()
         gathered = Gathered(route, isolation, (self._stdout, self._stderr))
         gathered.displays = self._displays
@@ -151,19 +162,28 @@ class ObservedExecution:
             if reply.get("status") != "error":
                 return None
             content = reply
-        lines = content.get("traceback")
-        text = "\n".join(map(str, lines)) if isinstance(lines, (list, tuple)) else ""
         name, message = str(content.get("ename", "")), str(content.get("evalue", ""))
-        text = plain_text(text)
-        if content is reply and not text.rstrip().rpartition("\n")[2].startswith(name):
-            text = ""  # ipykernel can reply with the traceback of an error before
-        text = text or f"{name}: {message}"
+        text = _traceback_of(content, has_own=content is not reply)
         return ExecutionError(
             type=name,
             message=message,
-            traceback=text if text.endswith("\n") else text + "\n",
+            traceback=text,
             line=_line_of_cell(text, reply.get("execution_count")),
         )
+
+
+def _traceback_of(content: Mapping[str, Any], *, has_own: bool = True) -> str:
+    """An error's text, to the end of a line.
+
+    ipykernel can reply with the traceback of an error before; without `has_own` it must end with this one.
+    """
+    lines = content.get("traceback")
+    text = plain_text("\n".join(map(str, lines)) if isinstance(lines, (list, tuple)) else "")
+    name, message = str(content.get("ename", "")), str(content.get("evalue", ""))
+    if not has_own and not text.rstrip().rpartition("\n")[2].startswith(name):
+        text = ""
+    text = text or f"{name}: {message}"
+    return text if text.endswith("\n") else text + "\n"
 
 
 def plain_text(text: str) -> str:

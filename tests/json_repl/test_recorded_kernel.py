@@ -79,6 +79,14 @@ def test_an_error_is_recorded_as_it_is_shown_without_colors(kernel: Kernel) -> N
     assert line["added_imports"] == []
 
 
+def test_a_traceback_that_is_shown_once_more_is_no_error_of_the_cell(kernel: Kernel) -> None:
+    kernel.run("1/0")
+    ran = kernel.run("%tb")
+    line = kernel.line_of(ran)
+    assert (ran.reply["status"], line["status"], line["success"], line["error"]) == ("ok", "ok", True, None)
+    assert line["stderr"].endswith("ZeroDivisionError: division by zero\n")
+
+
 def test_code_that_does_not_compile_has_a_line_with_its_place(kernel: Kernel) -> None:
     line = kernel.line_of(kernel.run("ok = 1\nimport = 7q"))
     assert (line["error"]["type"], line["error"]["line"], line["elapsed_ms"]) == ("SyntaxError", 2, 0)

@@ -76,6 +76,19 @@ def test_an_error_that_was_printed_already_is_not_printed_again() -> None:
     assert outcome.error.traceback == "E: v\n"
 
 
+def test_a_traceback_that_is_shown_is_output_where_the_execution_went_well() -> None:
+    outcome = observed(stream("a\n", "stderr"), error("E", f"{RED}E: of before"), reply={"status": "ok"})
+    assert (outcome.status, outcome.error) == ("ok", None)
+    assert outcome.stderr == "a\nE: of before\n"
+
+
+def test_of_several_tracebacks_the_last_is_the_error_and_none_is_lost() -> None:
+    outcome = observed(error("A", "A: first"), error("B", "B: last"), reply={"status": "error"})
+    assert outcome.error is not None
+    assert (outcome.status, outcome.error.type) == ("error", "B")
+    assert outcome.stderr == "A: first\nB: last\n"
+
+
 def test_an_interrupt_is_told_from_an_error() -> None:
     assert observed(error("KeyboardInterrupt")).status == "interrupted"
     assert observed(error("KeyboardInterrupt"), status="error").status == "error"
