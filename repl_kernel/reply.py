@@ -101,13 +101,19 @@ def _send_parts(
 
 
 def _encodable(value: Any) -> Any:
-    """The same with lone surrogates escaped: names may hold them too."""
+    """The same as orjson can hold it: lone surrogates escaped, in names too; what else it refuses is text."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, dict):
-        return {_encodable(key): _encodable(item) for key, item in value.items()}
+        return {_encodable_key(key): _encodable(item) for key, item in value.items()}
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+        return str(value)
     if isinstance(value, (list, tuple)):
         return [_encodable(item) for item in value]
     if hasattr(value, "__dataclass_fields__"):
         return _encodable(asdict(value))
     return value
+
+
+def _encodable_key(key: object) -> object:
+    return key if key is None or isinstance(key, (bool, float)) else _encodable(str(key))

@@ -195,7 +195,10 @@ def _without_surrogates(value: Any) -> Any:
     if isinstance(value, str):
         return _MARKED.sub("\ufffd", value).encode("utf-8", "backslashreplace").decode()
     if isinstance(value, dict):
-        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
+        return {
+            _without_surrogates(key) if isinstance(key, str) else key: _without_surrogates(item)
+            for key, item in value.items()
+        }
     if isinstance(value, (list, tuple)):
         return [_without_surrogates(item) for item in value]
     return value

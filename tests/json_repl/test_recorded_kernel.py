@@ -87,6 +87,11 @@ def test_a_traceback_that_is_shown_once_more_is_no_error_of_the_cell(kernel: Ker
     assert line["stderr"].endswith("ZeroDivisionError: division by zero\n")
 
 
+def test_a_display_whose_keys_json_cannot_hold_is_shown_as_by_ipykernel(kernel: Kernel) -> None:
+    ran = kernel.run("display({'application/json': {(1, 2): 3}}, raw=True)")
+    assert ran.contents("display_data")[0]["data"] == {"application/json": {"(1, 2)": 3}}
+
+
 def test_code_that_does_not_compile_has_a_line_with_its_place(kernel: Kernel) -> None:
     line = kernel.line_of(kernel.run("ok = 1\nimport = 7q"))
     assert (line["error"]["type"], line["error"]["line"], line["elapsed_ms"]) == ("SyntaxError", 2, 0)

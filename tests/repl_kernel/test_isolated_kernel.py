@@ -357,6 +357,12 @@ def test_a_request_that_makes_no_sense_is_answered_and_runs_nothing(
     assert kernel.run("'made' in globals()").of("execute_result")[0]["data"]["text/plain"] == "False"
 
 
+def test_what_json_cannot_hold_in_a_display_is_shown_as_text(kernel: IsolatedKernelHost) -> None:
+    cell = kernel.run("display({'application/json': {(1, 2): 2**70, True: '\\ud800'}}, raw=True)")
+    expected = {"(1, 2)": str(2**70), "true": "\\ud800"}
+    assert cell.of("display_data")[0]["data"] == {"application/json": expected}
+
+
 def test_a_large_display_is_whole(kernel: IsolatedKernelHost, log_dir: Path) -> None:
     cell = kernel.run("display({'text/plain': 'x' * 30_000_000}, raw=True)")
     assert len(cell.of("display_data")[0]["data"]["text/plain"]) == 30_000_000
