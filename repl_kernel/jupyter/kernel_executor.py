@@ -154,6 +154,12 @@ class KernelExecutor:
             status = "error"  # a KeyboardInterrupt of the code's own too: nobody else can interrupt it
         elif run.reply_status in ("abort", "aborted"):
             error = failed("Aborted", "the kernel has not run it, or not to its end")
+        elif (
+            not run.has_replied and not run.observed.has_error
+        ):  # ipykernel's handler can fail before and after
+            error = failed(
+                "NoReply", "the kernel failed at this request: the code has not run, or not to its end"
+            )
         outcome = run.observed.outcome(
             route=self.route,
             isolation=self.isolation,

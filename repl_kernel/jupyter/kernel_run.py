@@ -115,13 +115,14 @@ class KernelRun:
         """How often the code asked for input."""
         self.is_whole = False
         """Whether the kernel said that this is all there is."""
+        self.has_replied = False
+        """Whether the kernel said how it ended."""
         self.reply_status: object = None
         self.asks_to_end = False
         """Whether the code told the kernel to end."""
         self.elapsed_ns = 0
         self._is_alone = is_alone
         self._is_running = False
-        self._has_replied = False
         self._started_ns = 0
         self._quiet_since = 0.0
 
@@ -158,7 +159,7 @@ class KernelRun:
                     # ipykernel's handler doesn't wake the event loop that the code awaits on; this does.
                     self._link.send("shell", "kernel_info_request", {})
             self._take_next(left_s, on_input)
-        if not self._has_replied:
+        if not self.has_replied:
             self._stop_clock()
         return end
 
@@ -180,9 +181,9 @@ class KernelRun:
         self.message_id = self._link.send("shell", "execute_request", content)
 
     def _is_over(self) -> End | None:
-        if self._has_replied and self.is_whole:
+        if self.has_replied and self.is_whole:
             return "replied"
-        if self._has_replied or self.is_whole:
+        if self.has_replied or self.is_whole:
             if self._link.is_dead or time.monotonic() >= self._quiet_since + _LAST_MESSAGES_S:
                 return "replied"
             return None
@@ -193,7 +194,7 @@ class KernelRun:
         return None
 
     def _take_next(self, left_s: float, on_input: OnInput | None) -> None:
-        is_ending = self._interruption.reason is not None or self._has_replied or self.is_whole
+        is_ending = self._interruption.reason is not None or self.has_replied or self.is_whole
         received = self._link.receive(min(0.1 if is_ending else 1.0, left_s))
         if received is None:
             return
@@ -217,7 +218,7 @@ class KernelRun:
                 self.is_whole = True
         elif message.type == "execute_reply":
             self._stop_clock()
-            self._has_replied = True
+            self.has_replied = True
             self._take_reply(message.content)
         elif message.type == "input_request" and on_input is not None:
             self._answer(message, header, on_input)

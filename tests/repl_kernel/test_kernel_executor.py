@@ -91,6 +91,16 @@ def test_what_a_question_mark_shows_is_a_display(shared: Caller) -> None:
     assert "Prints the values" in str(display["text/plain"])
 
 
+def test_code_that_the_kernel_gives_no_reply_to_has_not_gone_well(
+    own: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("repl_kernel.jupyter.kernel_run._LAST_MESSAGES_S", 0.5)
+    outcome = own.run("made = '\ud800'")  # ipykernel can't publish this
+    assert outcome.error is not None
+    assert (outcome.status, outcome.error.type) == ("error", "NoReply")
+    assert own.run("made").status == "error"
+
+
 def test_nothing_is_claimed_about_names(shared: Caller) -> None:
     changes = shared.run("a_new_name = 1").changes
     assert (changes.added_vars, changes.diff_complete) == ((), False)
