@@ -325,6 +325,23 @@ def test_a_log_that_must_be_written_and_cannot_be_refuses_the_cell(tmp_path: Pat
             host.close()
 
 
+def test_a_setting_that_makes_no_sense_is_told_in_every_cell(tmp_path: Path) -> None:
+    with registered(tmp_path / "jupyter", tmp_path / "log", TASK_LOG_FSYNC="maybe"):
+        host = IsolatedKernelHost()
+        try:
+            for code in ("x = 1", "%tasklog"):
+                reply = host.run(code).reply
+                assert reply["status"] == "error"
+                assert (
+                    "TASK_LOG_FSYNC: must be off or always, not 'maybe'; nothing has run" in reply["evalue"]
+                )
+            host.client.complete("x")
+            assert host.client.get_shell_msg(timeout=10)["content"]["status"] == "error"
+            assert psutil.Process(host.pid).children() == []
+        finally:
+            host.close()
+
+
 def test_a_request_without_code_is_answered(kernel: IsolatedKernelHost) -> None:
     session = kernel.client.session
     message = session.msg("execute_request", {"silent": False})
