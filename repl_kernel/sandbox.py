@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from repl_kernel.errors import SandboxUnavailable, WorkerStartFailed
 from repl_kernel.seccomp import filter_file
-from repl_kernel.spawn import Launcher
+from repl_kernel.spawn import Launcher, above_standard
 
 _TMP_BYTES = 1 << 30
 """Of /tmp and of /dev/shm each: they hold memory of the machine."""
@@ -89,7 +89,7 @@ class Sandbox:
             raise SandboxUnavailable(
                 "work folder", f"{self.work_folder} is not a folder", "make it, or name another one"
             )
-        seccomp_fd = filter_file()
+        seccomp_fd = above_standard(filter_file())
         namespaces = ["--unshare-user", "--disable-userns", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
         if not self.network:
             namespaces.append("--unshare-net")

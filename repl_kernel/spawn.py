@@ -97,10 +97,10 @@ def make_ends() -> tuple[Ends, WorkerEnds]:
     try:
         for kind in (_socket.SOCK_STREAM, _socket.SOCK_SEQPACKET):
             ours, theirs = _socket.socketpair(_socket.AF_UNIX, kind)
-            made += [_high(ours.detach()), _high(theirs.detach())]
+            made += [above_standard(ours.detach()), above_standard(theirs.detach())]
         for _ in range(2):
             read_fd, write_fd = os.pipe()
-            made += [_high(read_fd), _high(write_fd)]
+            made += [above_standard(read_fd), above_standard(write_fd)]
             os.set_blocking(made[-2], False)
             _enlarge(made[-1])
     except OSError:
@@ -116,7 +116,7 @@ def make_ends() -> tuple[Ends, WorkerEnds]:
 def make_control() -> tuple[_socket.socket, int]:
     """Make a control socket: our end, and the descriptor of the other; raises OSError as `make_ends`."""
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-    our_fd, their_fd = _high(ours.detach()), _high(theirs.detach())
+    our_fd, their_fd = above_standard(ours.detach()), above_standard(theirs.detach())
     return _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, our_fd), their_fd
 
 
@@ -148,7 +148,7 @@ def spawn_keeper(
     ends, worker_ends = make_ends()
     package_root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     # Ours, opened here: by number it couldn't be found from another pid namespace, nor once it is reused.
-    session_fd = os.pidfd_open(os.getpid())
+    session_fd = above_standard(os.pidfd_open(os.getpid()))
     inherited: tuple[int, ...] = (control_fd, worker_ends.data_fd, worker_ends.channel_fd, session_fd)
     command = [sys.executable, "-P", "-c", _BOOT, package_root, *map(str, inherited), isolation, shell]
     if launcher is not None:
@@ -181,7 +181,7 @@ def spawn_keeper(
     return SpawnedKeeper(pid, control, ends)
 
 
-def _high(fd: int) -> int:
+def above_standard(fd: int) -> int:
     """The same file at a number of 3 or above: a host may have closed its standard descriptors."""
     if fd > 2:
         return fd

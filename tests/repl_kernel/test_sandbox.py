@@ -30,6 +30,16 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 
 
+FROM_A_DAEMON = """
+import os, sys
+for fd in (0, 1, 2):
+    os.close(fd)
+from json_repl import Session
+with Session("worker", isolation=sys.argv[1]) as session:
+    os._exit(0 if session.execute_code("print('here')")["stdout"] == "here\\n" else 3)
+"""
+
+
 @pytest.fixture
 def session(log_root: Path) -> Iterator[Session]:
     with Session(route="worker", isolation="sandbox") as session:
@@ -49,6 +59,12 @@ def status(session: Session, code: str, **more: Any) -> str:
 
 def wait_for_snapshot(session: Session, seq: int, wait_until: WaitUntil) -> None:
     wait_until(lambda: seq in [kept["seq"] for kept in session.snapshots()])
+
+
+@pytest.mark.parametrize("isolation", ["process", "sandbox"])
+def test_a_program_without_standard_descriptors_has_workers(isolation: str, log_root: Path) -> None:
+    command = [sys.executable, "-c", FROM_A_DAEMON, isolation]
+    assert subprocess.run(command, check=False, timeout=30).returncode == 0
 
 
 def test_code_runs_and_its_records_name_the_sandbox(session: Session) -> None:
