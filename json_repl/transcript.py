@@ -138,17 +138,13 @@ def _turn(record: ExecutionRecord | Damage, count: CountTokens) -> _Turn:
 def _content(outcome: ExecutionOutcome) -> str:
     """What came of an execution, as a model reads it: what was printed, the value, what went wrong."""
     parts = [outcome.stdout, outcome.stderr, _text_of(outcome.result)]
-    parts += [_text_of(_mapping(display.get("data"))) for display in outcome.displays]
+    parts += [_text_of(display) for display in outcome.displays]
     if outcome.error is not None and outcome.error.message not in outcome.stderr:
         parts.append(f"{outcome.error.type}: {outcome.error.message}")
     text = "\n".join(part.removesuffix("\n") for part in parts if part)
     if outcome.status not in ("ok", "error"):
         text = f"[{outcome.status}]\n{text}" if text else f"[{outcome.status}]"
     return text or "[no output]"
-
-
-def _mapping(value: object) -> Mapping[str, object] | None:
-    return value if isinstance(value, Mapping) else None
 
 
 def _text_of(bundle: Mapping[str, object] | None) -> str:

@@ -48,6 +48,13 @@ def test_code_is_the_assistants_and_what_came_of_it_the_tools(session: Session) 
     assert messages[5]["content"].endswith("ZeroDivisionError: division by zero")
 
 
+def test_what_was_displayed_is_in_the_messages() -> None:
+    with Session("worker", shell="ipython") as session:
+        shown = "display('a text')\ndisplay({'image/png': 'iVBORw=='}, raw=True)"
+        messages = project(run(session, f"from IPython.display import display\n{shown}")).messages
+    assert messages[1] == {"role": "tool", "content": "'a text'\n[image/png]"}
+
+
 def test_without_candidates_all_stays_and_the_event_says_so(session: Session) -> None:
     records = run(session, "1", "print('short')", HEAVY)
     projection = project(records, protected_tokens=2000, min_savings=1)
