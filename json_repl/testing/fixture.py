@@ -79,7 +79,7 @@ class ReplaySessions:
         Fails the test where the recording isn't there, can't be read, or has no further session.
         """
         __tracebackhide__ = True
-        _check(mode, ignore)
+        _check(mode, ignore, normalizers)
         chosen = choose(normalizers)
         whole = os.path.realpath(os.path.join(self._folder, os.fspath(path)))
         try:
@@ -166,8 +166,10 @@ class ReplaySessions:
         return LiveSession(path, calls, session, ignore, normalizers)
 
 
-def _check(mode: str, ignore: Collection[str]) -> None:
+def _check(mode: str, ignore: Collection[str], normalizers: Collection[str]) -> None:
     if mode not in ("recorded", "live"):
         raise InvalidRequest("mode", f"must be 'recorded' or 'live', not {mode!r}")
     if isinstance(ignore, str) or not set(ignore) <= set(FIELDS):
         raise InvalidRequest("ignore", f"must be a collection of {', '.join(FIELDS)}, not {ignore!r}")
+    if isinstance(normalizers, str) or not all(isinstance(name, str) for name in normalizers):
+        raise InvalidRequest("normalizers", f"must be a collection of names, not {normalizers!r}")

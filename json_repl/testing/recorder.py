@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from json_repl.errors import RecordingRefused
 from json_repl.session import Session
-from json_repl.testing.recording import read_calls, read_responses
+from json_repl.testing.recording import RecordedCall, read_calls, read_responses
 from task_logger.artifacts import artifact_path
 from task_logger.errors import LogNotFound
 from task_logger.key_places import KEY_SETTING
@@ -47,17 +48,26 @@ class Recorder:
         calls = read_calls(log)
         read_responses(log)
         _check_replaceable(self.path)  # it may have come meanwhile
+        try:
+            self._put(log, calls)
+        except OSError as exc:
+            folder = os.path.dirname(exc.filename or self.path)
+            raise RecordingRefused(
+                self.path, f"can't be put in its place: {folder!r}: {exc.strerror}"
+            ) from exc
+
+    def _put(self, log: str, calls: tuple[RecordedCall, ...]) -> None:
         folder, plan = os.path.dirname(self.path), os.path.dirname(log)
         os.makedirs(folder, exist_ok=True)
-        for call in calls:
-            for artifact in call.record.outcome.artifacts:
-                _put(artifact_path(plan, artifact.sha256), artifact_path(folder, artifact.sha256))
+        shas = {artifact.sha256 for call in calls for artifact in call.record.outcome.artifacts}
+        files = [(artifact_path(plan, sha), artifact_path(folder, sha)) for sha in sorted(shas)]
         events = events_beside(self.path)
-        if os.path.exists(events_beside(log)):
-            _put(events_beside(log), events)
-        elif os.path.exists(events):
-            os.remove(events)  # of the recording that is being replaced
-        _put(log, self.path)
+        has_events = os.path.exists(events_beside(log))
+        if has_events:
+            files.append((events_beside(log), events))
+        _put_all([*files, (log, self.path)])
+        if not has_events and os.path.exists(events):
+            os.remove(events)  # of the recording that was replaced
 
     def close(self) -> None:
         """Remove the temporary folder; idempotent."""
@@ -82,14 +92,22 @@ def _check_replaceable(path: str) -> None:
             raise RecordingRefused(path, "is a link to nothing; remove it first") from None
 
 
-def _put(source: str, target: str) -> None:
-    """Copy a file to its place, which has the old or the new one at any time."""
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    descriptor, copy = tempfile.mkstemp(prefix=".", dir=os.path.dirname(target))
-    os.close(descriptor)
+def _put_all(files: Sequence[tuple[str, str]]) -> None:
+    """Copy files to their places, each of which has the old or the new one at any time.
+
+    None is replaced before there is room for all: where one can't be, all are as they were.
+    """
+    copies: list[str] = []
     try:
-        shutil.copyfile(source, copy)
-        os.replace(copy, target)
-    except BaseException:
-        os.remove(copy)
-        raise
+        for source, target in files:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            descriptor, copy = tempfile.mkstemp(prefix=".", dir=os.path.dirname(target))
+            os.close(descriptor)
+            copies.append(copy)
+            shutil.copyfile(source, copy)
+        for copy, (_, target) in zip(list(copies), files, strict=True):
+            os.replace(copy, target)
+            copies.remove(copy)
+    finally:
+        for copy in copies:
+            os.remove(copy)

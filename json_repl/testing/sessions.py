@@ -8,6 +8,7 @@ execute(code) -> RecordingSession: a real Session's
 
 from __future__ import annotations
 
+import math
 import os
 from _thread import RLock
 from collections.abc import Collection, Mapping, Sequence
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from repl_kernel.executor import OnDisplay, OnInput, OnOutput
 
 _ANEW = "if the change is meant, record anew: pytest --record=all"
-_COST_TOLERANCE_USD = 1e-9
+_COST_TOLERANCE = 1e-9
+"""Of USD, and of the sum; sums of floats differ by their order."""
 
 
 class TestedSession:
@@ -80,6 +82,8 @@ class TestedSession:
         recorded = last.fields.get("dimensions", {}).get("text")
         if not isinstance(recorded, str):
             self._fail(last.number, "this llm_response has no text in its dimensions", events)
+        if not isinstance(text, str):  # what a program gives that found none
+            self._fail(last.number, f"the final text is {text!r} now, and was {recorded!r}", events)
         if recorded != text:
             difference = parting(recorded, text, ("recorded", "now"))
             self._fail(last.number, f"the final text differs, {difference}", events)
@@ -93,7 +97,7 @@ class TestedSession:
             if cost is None:
                 self._fail(response.number, "this llm_response has no cost_usd", events)
             total += cost
-        if abs(total - usd) > max(_COST_TOLERANCE_USD, _COST_TOLERANCE_USD * abs(usd)):
+        if not math.isclose(total, usd, rel_tol=_COST_TOLERANCE, abs_tol=_COST_TOLERANCE):
             self._fail(None, f"the responses cost {total:g} USD in all, not {usd:g}", events)
 
     def _fail(self, number: int | None, text: str, path: str | None = None) -> NoReturn:

@@ -340,6 +340,14 @@ def test_an_agent_is_recorded_once_and_then_driven_by_its_recorded_model(
             "assert_total_cost(0.4)",
             "*events/agent.exec.events.jsonl: the responses cost 0.5 USD in all, not 0.4",
         ),
+        (
+            "assert_total_cost(float('nan'))",
+            "*events/agent.exec.events.jsonl: the responses cost 0.5 USD in all, not nan",
+        ),
+        (
+            "assert_final_text(None)",
+            "*events/agent.exec.events.jsonl:2: the final text is None now, and was 'say 1'",
+        ),
     ],
 )
 def test_the_helpers_fail_where_it_isnt_so(
@@ -371,6 +379,23 @@ def test_recording_all_replaces_what_can_be_read_once_the_test_has_passed(
     assert not Path(events_beside(str(recording))).exists(), "they were of the recording before"
     run_pytest().assert_outcomes(passed=4)
     assert [path.name for path in pytester.path.rglob("*.exec.jsonl*")] == [recording.name]
+
+
+def test_a_recording_that_cant_be_put_in_its_place_leaves_the_one_before(
+    pytester: pytest.Pytester, recording: Path, run_pytest: RunPytest
+) -> None:
+    (pytester.path / "artifacts").write_text("no folder")
+    before = {path: path.read_bytes() for path in pytester.path.rglob("agent.exec.*jsonl")}
+    pytester.makepyfile(
+        test_all="""
+def test_it(replay_session):
+    replay_session("agent.exec.jsonl").execute_code("print('x' * (2 << 20))")
+"""
+    )
+    result = run_pytest("--record=all", "test_all.py")
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*agent.exec.jsonl: the recording can't be put in its place: *untouched"])
+    assert {path: path.read_bytes() for path in pytester.path.rglob("*agent.exec.*jsonl")} == before
 
 
 def test_long_output_is_recorded_with_its_artifact(pytester: pytest.Pytester, run_pytest: RunPytest) -> None:
