@@ -34,8 +34,16 @@ class Normalizer:
     hides: str
 
     def put(self, match: re.Match[str]) -> str:
-        """What stands for a match."""
-        return self.stands_for if isinstance(self.stands_for, str) else self.stands_for(match)
+        """What stands for a match; raises `UnknownNormalizer` where its call gives no text."""
+        if isinstance(self.stands_for, str):
+            return self.stands_for
+        try:
+            word = self.stands_for(match)
+        except Exception as exc:
+            raise UnknownNormalizer(self.name, f"raised {type(exc).__name__}: {exc}") from exc
+        if not isinstance(word, str):
+            raise UnknownNormalizer(self.name, f"gives a {type(word).__name__} for a match, not a text")
+        return word
 
     def found(self, text: str) -> list[str]:
         """All that it stands for in a text."""
@@ -118,7 +126,7 @@ def _compiled(name: str, pattern: str, stands_for: str) -> Normalizer:
         return Normalizer(
             name=name, pattern=re.compile(pattern), stands_for=stands_for, hides="what your pattern matches"
         )
-    except re.error as exc:
+    except (re.error, OverflowError, RecursionError) as exc:
         raise UnknownNormalizer(name, f"is no regular expression: {exc}") from exc
 
 
@@ -135,9 +143,13 @@ def _installed(name: str) -> Normalizer:
         raise UnknownNormalizer(name, f"can't be loaded: {type(exc).__name__}: {exc}") from exc
     if isinstance(loaded, str):
         return _compiled(name, loaded, f"<{name}>")
-    if isinstance(loaded, Normalizer):
+    if isinstance(loaded, Normalizer) and _is_for_texts(loaded.pattern):
         return loaded
     raise UnknownNormalizer(name, f"is a {type(loaded).__name__}, not a Normalizer or a pattern")
+
+
+def _is_for_texts(pattern: object) -> bool:
+    return isinstance(pattern, re.Pattern) and isinstance(pattern.pattern, str)
 
 
 def _sorted_set(match: re.Match[str]) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 
+from json_repl.errors import InvalidRequest
 from json_repl.replay.bounds import Bounds, OutOfBounds
 from json_repl.replay.comparison import Comparison, Difference, Observed
 from json_repl.replay.errors import StateUnreachable
@@ -72,6 +73,10 @@ class LiveReplay:
     def __init__(self, recording: Recording, settings: LiveSettings | None = None) -> None:
         self.recording = recording
         self.settings = settings or LiveSettings()
+        if not all(isinstance(each, Normalizer) for each in self.settings.normalizers):
+            raise InvalidRequest(
+                "normalizers", "must be of Normalizer: normalizers.choose gives those of names"
+            )
         self.secrets = ReplaySecrets(recording, os.environ)
         self.shells = shells_of(recording.lines)
         without_code = Evidence(recording, self.secrets).without_code()

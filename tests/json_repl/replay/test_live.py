@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from json_repl.errors import InvalidRequest
 from json_repl.replay import LiveReplay, LiveSettings, Normalizer, StepReport, load_recording
 from json_repl.replay.normalizers import choose
 from json_repl.session import Session
@@ -351,6 +352,8 @@ def test_the_api_takes_a_normalizer_of_ones_own(log_root: Path) -> None:
     report = replayed(record(["import os; print('pid', os.getpid() + 10**9)"]), normalizers=(mine,))
     assert verdicts(report) == ["MATCH"]
     assert report.hidden == {"mine": 1}
+    with pytest.raises(InvalidRequest, match="normalizers"):
+        replayed(Path(report.path), normalizers=("times",))
 
 
 @pytest.mark.parametrize("make", [lambda: record([f"x{n} = {n}; x{n}" for n in range(1000)])])

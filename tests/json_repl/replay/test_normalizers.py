@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from json_repl.replay.comparison import common_length, place_of
 from json_repl.replay.errors import UnknownNormalizer
-from json_repl.replay.normalizers import BUILT_IN, choose, normalize
+from json_repl.replay.normalizers import BUILT_IN, Normalizer, choose, normalize
 
 
 @pytest.mark.parametrize(
@@ -52,7 +55,16 @@ def test_a_normalizer_leaves_other_differences(name: str, one: str, other: str) 
     assert normalize(one, chosen).text != normalize(other, chosen).text
 
 
-@pytest.mark.parametrize("name", ["nothing", "/open", "/(/", "//", "/a/b/c/d/"])
+@pytest.mark.parametrize(
+    ("stands_for", "reason"), [(lambda match: 5, "gives a int"), (lambda match: 1 / 0, "ZeroDivisionError")]
+)
+def test_a_normalizer_of_ones_own_that_gives_no_text_is_named(stands_for: Any, reason: str) -> None:
+    own = Normalizer(name="mine", pattern=re.compile("a"), stands_for=stands_for, hides="a")
+    with pytest.raises(UnknownNormalizer, match=f"'mine': .*{reason}"):
+        normalize("banana", [own])
+
+
+@pytest.mark.parametrize("name", ["nothing", "/open", "/(/", "//", "/a/b/c/d/", "/a{99999999999}/"])
 def test_a_normalizer_that_there_is_none_of_is_refused_by_name(name: str) -> None:
     with pytest.raises(UnknownNormalizer, match="normalizer"):
         choose([name])
