@@ -268,16 +268,24 @@ def replay_log(**given: Any) -> int:
 
     try:
         shield_process()
-        return run_replay(ReplayOptions(**given))
+        code = run_replay(ReplayOptions(**given))
+        print(end="", flush=True)  # what can't be written is told here, not at exit
     except SandboxUnavailable as exc:
         return fail(f"{exc}; or, if you trust the recording, replay it with --isolation process")
     except (TaskLogError, KernelError, SessionError) as exc:
         return fail(str(exc))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is buffered can't be written at exit either
+        _discard_output()
         return 1
     except OSError as exc:
+        _discard_output()
         return fail(f"{exc.filename or 'the output'} can't be written: {exc.strerror}")
+    return code
+
+
+def _discard_output() -> None:
+    """What is buffered can't be written at exit either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def run_file(path: str, settings: Mapping[str, Any], *, as_json: bool, keep_going: bool) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import time
 
+from json_repl.errors import InvalidRequest
 from task_logger.record import ExecutionRecord
 
-_TIME_LIMIT = re.compile(r"time limit of ([\d.]+(?:e[+-]?\d+)?) s")
+_TIME_LIMIT = re.compile(r"time limit of (\d+(?:\.\d+)?(?:e[+-]?\d+)?) s")
 
 _LEAST_S = 0.001
 
@@ -20,13 +21,16 @@ class Bounds:
     """The bounds of one replay, from now on; `None` means none."""
 
     def __init__(self, max_executions: int | None, max_seconds: float | None) -> None:
+        """Raises `InvalidRequest` for seconds that are no time."""
+        if max_seconds is not None and not max_seconds > 0:  # nan is neither more nor less
+            raise InvalidRequest("max_seconds", f"must be more than 0, not {max_seconds}")
         self._max_executions = max_executions
         self._max_seconds = max_seconds
         self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
         self._count = 0
 
     def begin(self, number: int) -> None:
-        """The execution of line `number` is to run; raises `OutOfBounds` where it may not."""
+        """An execution is to run, for line `number` to be compared; raises `OutOfBounds` where it may not."""
         if self._max_executions is not None and self._count >= self._max_executions:
             raise OutOfBounds(f"--max-executions {self._max_executions} reached; --from {number} goes on")
         if self.is_late():

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from json_repl.errors import InvalidRequest
+from json_repl.errors import InvalidRequest, SessionError
 from json_repl.replay.dry_run import dry_run
 from json_repl.replay.ending import EndSignals
 from json_repl.replay.errors import NothingToReplay
@@ -59,12 +59,7 @@ def run_replay(options: ReplayOptions) -> int:
 
     Raises `InvalidRequest`, `ReplayError`, `TaskLogError` and `KernelError`.
     """
-    if options.report_path is not None and _kind_of(options.report_path) not in _REPORT_KINDS:
-        raise InvalidRequest("--report", f"must end in .html, .json or .md, not be {options.report_path!r}")
-    if options.report_path is not None and _is_same_file(options.report_path, options.path):
-        raise InvalidRequest("--report", "is the recording itself, which is only ever read")
-    if options.has_shell and not options.is_live:
-        raise InvalidRequest("--shell", "needs --live: a dry run has no states to look around in")
+    _check(options)
     with EndSignals() as ended:
         try:
             replay = _prepare(options) if options.is_live else None
@@ -85,9 +80,30 @@ def run_replay(options: ReplayOptions) -> int:
         _land(options, replay, report)
     if report.was_interrupted:
         return ended.exit_code
-    if replay is not None and report.match_percent is None and report.stopped is None:
-        raise NothingToReplay(options.path, "all of it was skipped, and so nothing was compared")
+    if replay is not None and report.match_percent is None:
+        raise _nothing_compared(options, report)
     return EXIT_DIFFERS if report.has_differences else EXIT_MATCH
+
+
+def _check(options: ReplayOptions) -> None:
+    path = options.report_path
+    if path is not None:
+        if _kind_of(path) not in _REPORT_KINDS:
+            raise InvalidRequest("--report", f"must end in .html, .json or .md, not be {path!r}")
+        if _is_same_file(path, options.path):
+            raise InvalidRequest("--report", "is the recording itself, which is only ever read")
+        if not _has_place(path):
+            raise InvalidRequest("--report", f"can't be written: {path!r} is no place for a file")
+    if options.has_shell and not options.is_live:
+        raise InvalidRequest("--shell", "needs --live: a dry run has no states to look around in")
+
+
+def _nothing_compared(options: ReplayOptions, report: Report) -> SessionError:
+    """The error of a live replay that would pass for ever."""
+    if report.stopped is None:
+        return NothingToReplay(options.path, "all of it was skipped, and so nothing was compared")
+    bounds = "--max-executions or --max-seconds"
+    return InvalidRequest(bounds, "ended it before anything was compared: give more")
 
 
 def _dry(options: ReplayOptions) -> Report:
@@ -167,6 +183,13 @@ def _print_step(path: str, step: StepReport) -> None:
 
 def _is_same_file(one: str, other: str) -> bool:
     return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
+
+
+def _has_place(path: str) -> bool:
+    """Whether a file may be written there: told before a long replay, not after it."""
+    if os.path.exists(path):
+        return os.access(path, os.W_OK) and not os.path.isdir(path)
+    return os.access(os.path.dirname(path) or ".", os.W_OK | os.X_OK)
 
 
 def _kind_of(path: str) -> str:

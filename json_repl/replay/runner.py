@@ -182,7 +182,7 @@ class _Replay:
             try:
                 for step in self._live.steps:
                     if step.skip is None:
-                        self._bounds.begin(step.line.number)
+                        self._bounds.begin(max(step.line.number, self._live.first_line))
                     if step.line.number >= self._live.first_line:
                         yield self._replay(states, step)
                     else:

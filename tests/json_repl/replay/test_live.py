@@ -283,6 +283,13 @@ def test_what_never_ran_and_what_nobody_saw_end_is_skipped(log_root: Path) -> No
     assert verdicts(report) == ["SKIP", "SKIP", "MATCH"], told(report)
     assert replayed(path, include=("timeout",)).counts["MATCH"] == 2
 
+    def reword(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        lines[1]["error"]["message"] = "stopped at its time limit of 1.2.3 s"
+        return lines
+
+    worded = change(path, log_root / "local" / "2.x.jsonl", reword)
+    assert verdicts(replayed(worded, include=("timeout",))) == ["SKIP", "DIFF", "MATCH"]
+
 
 def test_a_replay_writes_no_log_and_leaves_no_folder(log_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "import os; os.getcwd() != '/', open('made.txt', 'w').write('x'), os.listdir()"

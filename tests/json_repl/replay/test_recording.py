@@ -208,12 +208,23 @@ def test_the_command_tells_the_place_writes_reports_and_exits_with_1(log_root: P
     for wrong in (
         ("--report", "x.pdf"),
         ("--report", same),
+        ("--live", "--report", tmp_path / "nowhere" / "report.html"),
+        ("--live", "--max-seconds", "nan"),
         ("--live", "--normalize", "nothing"),
         ("--from", "9"),
     ):
         ended = replay(other, *wrong)
         assert (ended.returncode, ended.stdout) == (2, ""), wrong
         assert len(ended.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("mode", ["--dry-run", "--live"])
+def test_an_output_that_is_full_is_one_line(mode: str, log_root: Path) -> None:
+    path = record(["x = 1"])
+    command = [sys.executable, "-m", "json_repl", "replay", str(path), mode, "--isolation", "none"]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1), ended.stderr
 
 
 def test_a_replay_that_compares_nothing_does_not_pass(log_root: Path) -> None:
@@ -224,3 +235,8 @@ def test_a_replay_that_compares_nothing_does_not_pass(log_root: Path) -> None:
     assert ended.returncode == 2
     assert "nothing was compared" in ended.stderr
     assert "SKIP" in ended.stdout
+    path = record(["x = 1", "x", "x"])
+    ended = replay(path, "--live", "--isolation", "process", "--from", 3, "--max-executions", 1)
+    assert ended.returncode == 2
+    assert "before anything was compared" in ended.stderr
+    assert "--from 3 goes on" in ended.stdout
