@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from task_logger.errors import LogNotFound
 from task_logger.key_places import KEY_SETTING
 from task_logger.task import events_beside
 
+_ID_TICK_S = 0.001
+"""Ids of sessions sort by the millisecond: one apart, they tell which session was opened first."""
+
 
 class Recorder:
     """The recording of one path in one test; its sessions write to one task log."""
@@ -30,10 +34,14 @@ class Recorder:
         _check_replaceable(path)
         self.path = path
         self._root = tempfile.mkdtemp(prefix="json-repl-recording-")
+        self._opened: set[str] = set()
 
     def open(self) -> Session:
         """Start a session whose log becomes the recording; route and ids are those of the environment."""
-        return Session(log_dir=self._root)
+        time.sleep(_ID_TICK_S)
+        session = Session(log_dir=self._root)
+        self._opened.add(session.session_id)
+        return session
 
     def install(self) -> None:
         """Put the recording in its place, its sessions being closed.
@@ -46,6 +54,8 @@ class Recorder:
             raise RecordingRefused(self.path, f"can't be made: the test has logged {what}")
         log = str(logs[0])
         calls = read_calls(log)
+        if not self._opened <= {call.record.request.session_id for call in calls}:
+            raise RecordingRefused(self.path, "can't be made: a session of it has executed nothing")
         read_responses(log)
         _check_replaceable(self.path)  # it may have come meanwhile
         try:

@@ -19,6 +19,10 @@ from task_logger.event_view import read_events
 from task_logger.reader import Damage, read_records
 from task_logger.record import ExecutionRecord
 
+_TIME_CHARS = 13
+_VERSION_AT = 14
+"""In an id: a UUID of version 7 begins with the millisecond in which it was made."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedCall:
@@ -70,8 +74,11 @@ def _responses(path: str) -> Iterator[ModelResponse]:
 
 
 def by_session(calls: tuple[RecordedCall, ...]) -> list[tuple[RecordedCall, ...]]:
-    """Split calls by session, in the order in which the sessions begin."""
+    """Split calls by session, in the order in which the sessions were opened."""
     sessions: dict[str, list[RecordedCall]] = {}
     for call in calls:
         sessions.setdefault(call.record.request.session_id, []).append(call)
-    return [tuple(session) for session in sessions.values()]
+    opened = list(sessions)  # by their first calls, where the ids don't tell
+    if all(session_id[_VERSION_AT] == "7" for session_id in opened):
+        opened.sort(key=lambda session_id: session_id[:_TIME_CHARS])
+    return [tuple(sessions[session_id]) for session_id in opened]

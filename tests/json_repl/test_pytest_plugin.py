@@ -422,8 +422,8 @@ def test_two_sessions_are_recorded_and_answered_in_their_order(
         test_two="""
 def test_it(replay_session):
     one, other = (replay_session("two.exec.jsonl") for _ in range(2))
-    assert one.execute_code("x = 1; x")["result"] == {"text/plain": "1"}
     assert other.execute_code("'x' in globals()")["result"] == {"text/plain": "False"}
+    assert one.execute_code("x = 1; x")["result"] == {"text/plain": "1"}
     assert one.execute_code("x + 1")["result"] == {"text/plain": "2"}
     one.restart()
     assert one.execute_code("'x' in globals()")["result"] == {"text/plain": "False"}
@@ -434,6 +434,22 @@ def test_it(replay_session):
     text = (pytester.path / "test_two.py").read_text(encoding="utf-8")
     pytester.makepyfile(test_two=text.replace("mode=", "").replace('jsonl")', 'jsonl", "live")'))
     run_pytest("test_two.py").assert_outcomes(passed=1)
+
+
+def test_a_session_that_executed_nothing_cant_be_recorded(
+    pytester: pytest.Pytester, run_pytest: RunPytest
+) -> None:
+    pytester.makepyfile(
+        test_two="""
+def test_it(replay_session):
+    unused, used = (replay_session("two.exec.jsonl") for _ in range(2))
+    used.execute_code("1")
+"""
+    )
+    result = run_pytest("--record=new", "test_two.py")
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*a session of it has executed nothing*"])
+    assert not (pytester.path / "two.exec.jsonl").exists()
 
 
 def test_a_secret_in_the_code_matches_its_placeholder(
