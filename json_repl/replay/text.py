@@ -6,6 +6,7 @@ StepReport -> a line, as they come      its differences, once all is known      
 from __future__ import annotations
 
 from collections.abc import Iterator
+from shlex import quote
 
 from json_repl.replay.comparison import Difference
 from json_repl.replay.report import Report, StepReport
@@ -127,7 +128,8 @@ def advice(report: Report) -> Iterator[str]:
     changed = next((step for step in report.steps if step.verdict == "DIFF" and not step.is_random), None)
     if changed is not None:
         n = changed.number
-        yield f"go on: json-repl replay {printable(report.path)} --live --from {n} --until {n} --shell"
+        path = quote(printable(report.path))  # it may be a stranger's, and is there to be copied to a shell
+        yield f"go on: json-repl replay {path} --live --from {n} --until {n} --shell"
         yield "  looks around just before and just after; if the change is meant, record the session anew"
     if any(step.is_random for step in report.steps):
         yield "go on: hide what differs at random with --normalize NAME, or make it certain (a fixed seed)"
