@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from json_repl.errors import InvalidRequest, SessionError
 from json_repl.replay.dry_run import dry_run
-from json_repl.replay.ending import EndSignals
+from json_repl.replay.ending import EndSignals, closed_by_signals
 from json_repl.replay.errors import NothingToReplay
 from json_repl.replay.executors import ReplayIsolation
 from json_repl.replay.normalizers import choose
@@ -158,7 +158,7 @@ def _land(options: ReplayOptions, replay: LiveReplay, report: Report) -> None:
     different = [step for step in report.steps if step.verdict == "DIFF"]
     chosen = next((step for step in different if not step.is_random), different[0] if different else None)
     if chosen is not None:
-        with Landing(replay, chosen.number) as landing:
+        with closed_by_signals(), Landing(replay, chosen.number) as landing:
             run_shell(landing, f"{options.path}:{chosen.number}")
 
 

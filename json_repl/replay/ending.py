@@ -1,11 +1,15 @@
 """Ctrl-C and SIGTERM while the command replays: the first one ends it, the others find it ending.
 
+Around a prompt Ctrl-C is for what runs there, and the others end the process.
+
 signal --> KeyboardInterrupt in the main thread --> executors closed, folders removed --> report --> exit code
 """
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 
@@ -38,3 +42,18 @@ class EndSignals:
         if self.number is None:
             self.number = number
             raise KeyboardInterrupt
+
+
+@contextmanager
+def closed_by_signals() -> Iterator[None]:
+    """Within it SIGTERM and SIGHUP end the process once all that is open is closed, in a process of ours."""
+    before = {each: signal.signal(each, _leave) for each in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)

@@ -40,7 +40,10 @@ class _Shell:
                 continue
             session = self._sessions[self._chosen]
             if command and session is not None:
-                _show(session.execute_code(text))
+                try:
+                    _show(session.execute_code(text))
+                except KeyboardInterrupt:
+                    print("interrupted")  # that, not the looking around
 
     def _is_choice(self, line: str) -> bool:
         """Whether a line is for this prompt; IPython has commands of its own."""
@@ -97,4 +100,5 @@ def _show(outcome: dict[str, Any]) -> None:
     text = outcome["stdout"]
     if outcome["result"] is not None:
         text += outcome["result"].get("text/plain", "(no text)") + "\n"
-    print(printable(text + outcome["stderr"]), end="", flush=True)
+    text += outcome["stderr"] + "".join(f"note: {notice}\n" for notice in outcome["notices"])
+    print(printable(text), end="", flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from json_repl.replay import Landing, LiveReplay, LiveSettings, load_recording
 from json_repl.replay.errors import NothingToReplay
 from json_repl.session import Session
+from tests.conftest import WaitUntil
 from tests.json_repl.replay.recorded_logs import change, record
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -87,3 +89,43 @@ def test_the_shell_looks_around_in_both_states(log_root: Path, tmp_path: Path) -
     assert "('after', 2)\nbefore 1\nbefore 2\nThere is no %nowhere here" in shown
     assert "SyntaxError" in shown
     assert "99" not in shown
+
+
+def test_ctrl_c_ends_what_runs_in_the_shell_and_a_crash_there_is_told(
+    log_root: Path, tmp_path: Path, wait_until: WaitUntil
+) -> None:
+    path = change(record(["x = 1", "x += 1; x"]), tmp_path / "other" / "1.x.jsonl", change_second)
+    (temporary := tmp_path / "tmp").mkdir()
+    command = [sys.executable, "-m", "json_repl", "replay", str(path), "--live", "--isolation", "process"]
+    shell = subprocess.Popen(
+        [*command, "--shell"],
+        stdin=-1,
+        stdout=-1,
+        stderr=-1,
+        text=True,
+        env={**os.environ, "TMPDIR": str(temporary)},
+    )
+    assert shell.stdin
+    begun = tmp_path / "begun"
+
+    def give(code: str) -> None:
+        assert shell.stdin
+        shell.stdin.write(f"{code}; open({str(begun)!r}, 'w').close(); import time; time.sleep(600)\n")
+        shell.stdin.flush()
+        wait_until(begun.exists)
+        begun.unlink()
+
+    try:
+        give("x = 7")
+        shell.send_signal(signal.SIGINT)
+        shell.stdin.write("('still', x)\nimport os; os._exit(3)\n")
+        give("1")
+        shell.send_signal(signal.SIGTERM)
+        shown, errors = shell.communicate(timeout=30)
+    finally:
+        shell.kill()
+        shell.wait()
+    assert (shell.returncode, errors) == (128 + signal.SIGTERM, "")
+    assert "interrupted\n('still', 7)\n" in shown
+    assert "note: the worker ended with exit code 3" in shown
+    assert list(temporary.iterdir()) == []
