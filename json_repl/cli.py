@@ -5,6 +5,7 @@ main() -> no arguments: stdio.serve, at once   -> otherwise click -> the command
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from json_repl.stdio import serve
 
         return serve()
+    try:
+        code = _run(arguments)
+        print(end="", flush=True)  # what can't be written is told here, not at exit
+    except OSError as exc:
+        _discard_output()
+        return fail(f"{exc.filename or 'standard input or output'} can't be used: {exc.strerror}", 1)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
     import click
 
     try:
@@ -279,6 +290,8 @@ def replay_log(**given: Any) -> int:
         return 1
     except OSError as exc:
         _discard_output()
+        if exc.errno in (errno.EMFILE, errno.ENFILE):  # each session whose state is needed has a worker
+            return fail(f"{exc.strerror}; `ulimit -n` allows more, --session replays one session alone")
         return fail(f"{exc.filename or 'the output'} can't be written: {exc.strerror}")
     return code
 
@@ -333,7 +346,7 @@ def _run_recorded(
     cells: list[Cell], name: str, settings: Mapping[str, Any], *, as_json: bool, keep_going: bool
 ) -> int:
     from json_repl.descriptors import take_standard_descriptors
-    from json_repl.errors import SessionError
+    from json_repl.errors import InvalidRequest, SessionError
     from json_repl.own_process import shield_process
     from json_repl.run import run_cells
     from json_repl.session import Session
@@ -355,7 +368,7 @@ def _run_recorded(
                 may_ask=name != "standard input",
             )
     except (TaskLogError, KernelError, SessionError) as exc:
-        return fail(str(exc), EXIT_USAGE if isinstance(exc, ConfigurationError) else 1)
+        return fail(str(exc), EXIT_USAGE if isinstance(exc, ConfigurationError | InvalidRequest) else 1)
     except OSError as exc:
         return fail(f"standard input or output can't be used: {exc.strerror}", 1)
     except KeyboardInterrupt:

@@ -38,6 +38,8 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 def main(arguments: list[str] | None = None) -> int:
     """Run `task-log`; returns its exit code."""
+    if sys.stdout is None:
+        return _fail("the output can't be written: it is closed", 1)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # whatever a terminal's encoding lacks
     try:

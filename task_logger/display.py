@@ -215,7 +215,7 @@ def print_table(
     """
     import sys
 
-    if not sys.stdout.isatty():
+    if sys.stdout is None or not sys.stdout.isatty():
         for cells in chain([titles], rows):
             print("\t".join(cell.replace("\t", " ") for cell in cells))
         return

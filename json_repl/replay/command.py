@@ -143,7 +143,8 @@ def _live(options: ReplayOptions, replay: LiveReplay) -> Report | None:
     count = replay.execution_count
     if options.max_executions is not None:
         count = min(count, options.max_executions)
-    if count > ASK_ABOVE and not options.is_sure and sys.stdin.isatty() and not _agrees(options, count):
+    is_asked = count > ASK_ABOVE and not options.is_sure and sys.stdin is not None and sys.stdin.isatty()
+    if is_asked and not _agrees(options, count):
         return None
     report = replay.run(lambda step: _print_step(options.path, step))
     _require_steps(options.path, report)

@@ -80,6 +80,8 @@ class _Shell:
 
 def _read_line(prompt: str) -> str | None:
     """The next line, without its end; `None` at the end of input. Asks on a terminal only."""
+    if sys.stdin is None:
+        return None
     if sys.stdin.isatty():
         try:
             return input(prompt)

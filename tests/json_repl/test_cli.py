@@ -134,6 +134,7 @@ def test_a_file_in_another_declared_encoding_is_read_in_it(tmp_path: Path, run: 
         (("run",), b"", 2, "FILE"),
         (("run", "-", "--route", "ray"), b"", 2, "'ray'"),
         (("run", "-", "--time-limit", "0"), b"", 2, "time-limit"),
+        (("run", "-", "--time-limit", "nan"), b"", 2, "time_limit_s"),
         (("nope",), b"", 2, "nope"),
         (("--nope",), b"", 2, "nope"),
     ],
@@ -145,6 +146,18 @@ def test_wrong_use_is_one_line_and_exit_code_2(
     assert (done.returncode, done.stdout) == (code, "")
     assert re.fullmatch(r"json-repl: .*\n", done.stderr), done.stderr
     assert said in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "redirected"), [("demo", ">&-"), ("doctor --json", "> /dev/full"), ("--help", "> /dev/full")]
+)
+def test_an_output_that_cannot_be_used_is_one_line(
+    command: str, redirected: str, tmp_path: Path, env: Mapping[str, str]
+) -> None:
+    line = f"{sys.executable} -m json_repl {command} {redirected}"
+    done = subprocess.run(["sh", "-c", line], cwd=tmp_path, env=env, stderr=-1, text=True, check=False)
+    assert done.returncode == 1
+    assert re.fullmatch(r"json-repl: standard input or output can't be used: .*\n", done.stderr), done.stderr
 
 
 def test_a_setting_that_cannot_be_followed_is_one_line(tmp_path: Path, env: Mapping[str, str]) -> None:

@@ -113,6 +113,9 @@ def test_output_that_cannot_be_written_is_one_line_on_stderr(log: Path, tmp_path
                 env=environment(tmp_path),
             )
         assert "No space left" in one_line_error(ended, 1)
+    closed = [*("sh", "-c", '"$0" -m task_logger ls >&-'), sys.executable]
+    ended = subprocess.run(closed, stderr=-1, text=True, check=False, env=environment(tmp_path))
+    assert "it is closed" in one_line_error(ended, 1)
 
 
 def test_an_execution_without_a_line_is_shown_running_or_unknown(tmp_path: Path) -> None:
