@@ -139,11 +139,13 @@ def _installed(name: str) -> Normalizer:
         raise UnknownNormalizer(name, f"there is none; there are {known}, and /PATTERN/")
     try:
         loaded = found[name].load()
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         raise UnknownNormalizer(name, f"can't be loaded: {type(exc).__name__}: {exc}") from exc
     if isinstance(loaded, str):
         return _compiled(name, loaded, f"<{name}>")
-    if isinstance(loaded, Normalizer) and _is_for_texts(loaded.pattern):
+    if isinstance(loaded, Normalizer):
+        if not _is_for_texts(loaded.pattern):
+            raise UnknownNormalizer(name, "has a pattern that isn't compiled, or is for bytes")
         return loaded
     raise UnknownNormalizer(name, f"is a {type(loaded).__name__}, not a Normalizer or a pattern")
 
