@@ -9,7 +9,7 @@ import json
 import os
 
 from json_repl.replay.report import Report, as_json
-from json_repl.replay.text import advice, excerpt
+from json_repl.replay.text import advice, excerpt, left_out_lines
 
 _PAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "data", "replay.html")
 
@@ -30,7 +30,7 @@ def as_html(report: Report) -> str:
                 shown, at, column = excerpt(text, difference["line"], difference["column"])
                 difference[f"{name}_excerpt"] = {"lines": shown, "at": at, "column": column}
                 difference[name] = text[:_MAX_TEXT] + ("…" if len(text) > _MAX_TEXT else "")
-    found["advice"] = list(advice(report))
+    found["advice"] = [*left_out_lines(report), *advice(report)]
     data = json.dumps(found, ensure_ascii=True).replace("<", "\\u003c")
     with open(_PAGE, encoding="utf-8") as file:
         return file.read().replace("@DATA@", data)

@@ -89,7 +89,7 @@ def summary_lines(report: Report) -> Iterator[str]:
         yield f"note: {len(report.faults) - _MAX_FAULTS} more of these"
     for name, count in report.hidden.items():
         yield f"note: normalizer {printable(name)} hides {count} differing place{'s' * (count != 1)}"
-    yield from _left_out_lines(report)
+    yield from left_out_lines(report)
     if report.prepared:
         yield f"note: {report.prepared} executions before were run again for their state, and not compared"
     if report.rebuilt:
@@ -104,7 +104,8 @@ def summary_lines(report: Report) -> Iterator[str]:
     yield from advice(report)
 
 
-def _left_out_lines(report: Report) -> Iterator[str]:
+def left_out_lines(report: Report) -> Iterator[str]:
+    """Yield which fields were not compared, where, and why."""
     for name, why in (
         ("added_imports", "recorded on another route, where other modules were loaded"),
         ("changed_vars", "the search for what changed in place had run out of time"),

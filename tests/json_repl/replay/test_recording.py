@@ -174,6 +174,7 @@ def test_the_same_execution_twice_counts_once(log_root: Path, tmp_path: Path) ->
 
 def mutate_second(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     lines[1]["stdout"] = "<script>alert(1)</script>\x1b[2J\n"
+    lines[1]["diff_complete"] = False
     return lines
 
 
@@ -199,6 +200,7 @@ def test_the_command_tells_the_place_writes_reports_and_exits_with_1(log_root: P
             assert "<script>alert" not in text
             assert '<link rel=icon href="data:,">' in text
             assert "http" not in text
+            assert "changed_vars not compared in" in text
         elif kind == "json":
             assert json.loads(text)["steps"][1]["differences"][0]["column"] == 9
         else:
