@@ -7,6 +7,7 @@ a session --killed, rewound, branched, speculated--> how long until the outcome,
 from __future__ import annotations
 
 import os
+import random
 import sys
 import tempfile
 import time
@@ -91,11 +92,11 @@ def _interleaved(fill: str, size_bytes: int, pause_s: float, calls: int) -> dict
             for _ in range(20):
                 _run(session, "x = 1")
         took_ns: dict[str, list[int]] = {name: [] for name in sessions}
-        for _ in range(calls):
-            for name, session in sessions.items():
+        for names in _rounds(list(sessions), calls):
+            for name in names:
                 time.sleep(pause_s)
                 began_ns = time.perf_counter_ns()
-                session.execute_code("x = 1")
+                sessions[name].execute_code("x = 1")
                 took_ns[name].append(time.perf_counter_ns() - began_ns)
         found = {name: _quantiles(values) for name, values in took_ns.items()}
         time.sleep(0.1)
@@ -103,6 +104,19 @@ def _interleaved(fill: str, size_bytes: int, pause_s: float, calls: int) -> dict
         kept = [one["seq"] for one in sessions["auto"].snapshots() if int(str(one["seq"])) > newest - 16]
         found["auto"]["missing"] = 16 - len(kept)  # a worker that makes no copies costs nothing
     return found
+
+
+def _rounds(names: list[str], rounds: int) -> Iterator[list[str]]:
+    """All names, again and again, in an order that changes; none is twice in a row.
+
+    Whoever is called after a copy was made finds an awake processor: each must come after each.
+    """
+    order, last = random.Random(0), ""
+    for _ in range(rounds):
+        while (drawn := order.sample(names, len(names)))[0] == last:
+            pass
+        last = drawn[-1]
+        yield drawn
 
 
 def _back_to_back(blocks: int) -> dict[str, float]:

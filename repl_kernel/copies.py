@@ -38,6 +38,9 @@ _MSG_CMSG_CLOEXEC = 0x40000000
 _PACKET_BYTES = 4096
 _MAX_FDS = 4
 
+_OUT_OF_THE_WAY_S = 0.005
+"""So much later than it is let go a copy ends: most executions are over then."""
+
 _COPY_OOM_SCORE = 900
 """Where memory runs out, a worker goes before the copy that brings its state back; other programs don't."""
 
@@ -197,7 +200,11 @@ def _next_packet(ours: _socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 
 def _end_unnoticed() -> NoReturn:
-    """End this copy: tearing its memory down takes long enough to be felt by a worker that runs meanwhile."""
+    """End this copy: tearing its memory down takes long enough to be felt by an execution.
+
+    One runs right now: that is when the session lets copies go.
+    """
+    time.sleep(_OUT_OF_THE_WAY_S)
     try:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     except OSError:

@@ -76,9 +76,9 @@ class Lives:
         else:
             self._ran.append(range(seq, seq + 1))
 
-    def take_announcements(self) -> None:
-        """Take in what the worker has announced about its copies."""
-        self.ring.take_announcements(self.link.channel, self._ran)
+    def take_announcements(self, *, ends_thinned: bool = True) -> None:
+        """Take in what the worker has announced about its copies; for `ends_thinned` see `SnapshotRing`."""
+        self.ring.take_announcements(self.link.channel, self._ran, ends_thinned=ends_thinned)
         if self.enclosure is not None:
             self.enclosure.make_room(len(self.ring))
 

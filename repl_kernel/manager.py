@@ -145,7 +145,7 @@ class WorkerExecutor:
             self._unbooked += 1
             if self._unbooked >= _BOOKS_EVERY:
                 self._unbooked = 0
-                self._exchange.meanwhile = lives.take_announcements
+                self._exchange.meanwhile = self._keep_books
             if self._first_notices:
                 gathered.notices += self._take_notices()
             last_seq, self._last_seq = self._last_seq, request.seq
@@ -174,9 +174,15 @@ class WorkerExecutor:
             if request.atomic and outcome.status != "ok":
                 outcome = self._roll_back(outcome, started_from)
             interrupt = self._exchange.keyboard_interrupt
+            if self._unbooked == 0:
+                lives.ring.end_thinned()
         if interrupt is not None:
             raise InterruptedByCaller(outcome) from interrupt
         return outcome
+
+    def _keep_books(self) -> None:
+        """Take in what was announced while the worker works; copies that end would take its processor."""
+        self._lives.take_announcements(ends_thinned=False)
 
     def _converse(
         self,

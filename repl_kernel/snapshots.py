@@ -119,6 +119,7 @@ class SnapshotRing:
 
     def __init__(self) -> None:
         self._kept: list[Snapshot] = []
+        self._thinned: list[Snapshot] = []
         self._parents: dict[int, int | None] = {}
         self._head: int | None = None
         self.refused: str | None = None
@@ -173,8 +174,14 @@ class SnapshotRing:
         self._base = self._faults = max((kept.faults for kept in self._kept), default=0)
         self._measure_at = 0
 
-    def take_announcements(self, channel: _socket.socket, line: Sequence[range] = ()) -> None:
-        """Take in what a worker has announced of its copies; `line`: what was executed up to its state."""
+    def take_announcements(
+        self, channel: _socket.socket, line: Sequence[range] = (), *, ends_thinned: bool = True
+    ) -> None:
+        """Take in what a worker has announced of its copies; `line`: what was executed up to its state.
+
+        Without `ends_thinned` those that are too many for it sleep on, out of the books, until `end_thinned`.
+        """
+        is_more = False
         while (packet := _receive(channel)) is not None:
             message, fd = packet
             if not _is_announcement(message, fd):
@@ -184,11 +191,21 @@ class SnapshotRing:
                 continue
             if "made" in message:
                 self._add(message, fd, line)
+                is_more = True
             elif fd >= 0:
                 os.close(fd)
             if "refused" in message:
                 self.refused = message["refused"]
             self.bound_memory(message["minflt"])
+        if is_more and self._kept:
+            self._thin()
+        if ends_thinned:
+            self.end_thinned()
+
+    def end_thinned(self) -> None:
+        """Let those go that were taken out of the books: each ends, which takes a processor for a moment."""
+        while self._thinned:
+            self._thinned.pop().release()
 
     def _add(self, message: dict[str, Any], fd: int, line: Sequence[range]) -> None:
         seq: int = message["seq"]
@@ -200,17 +217,20 @@ class SnapshotRing:
         made = Snapshot(seq, until, socket, message["at"], self._faults, tuple(message["descriptors"]))
         self._kept.append(made)
         self._parents[seq], self._head = self._head, seq
-        self._thin()
 
     def drop(self, seq: int) -> None:
         """Let go of the snapshot of that state, if there is one."""
         for snapshot in [kept for kept in self._kept if kept.seq == seq]:
-            self._kept.remove(snapshot)
+            self._take_out(snapshot)
             snapshot.release()
-            parent = self._parents.pop(seq)
-            self._parents = {kept: parent if old == seq else old for kept, old in self._parents.items()}
-            if self._head == seq:
-                self._head = parent
+
+    def _take_out(self, snapshot: Snapshot) -> None:
+        seq = snapshot.seq
+        self._kept.remove(snapshot)
+        parent = self._parents.pop(seq)
+        self._parents = {kept: parent if old == seq else old for kept, old in self._parents.items()}
+        if self._head == seq:
+            self._head = parent
 
     def _thin(self) -> None:
         """Keep the newest, and of the older ones ever fewer the older they are."""
@@ -221,7 +241,8 @@ class SnapshotRing:
             stride = max(1, (1 << age.bit_length() - 1) // (_NEWEST_KEPT // 2))
             slot = (stride, snapshot.seq // stride)
             if snapshot.seq != self._head and (slot == last_slot or len(self._kept) > MAX_SNAPSHOTS):
-                self.drop(snapshot.seq)
+                self._take_out(snapshot)
+                self._thinned.append(snapshot)
             last_slot = slot
 
     def bound_memory(self, minor_faults: int) -> None:
@@ -251,6 +272,7 @@ class SnapshotRing:
 
     def close(self) -> None:
         """Let all of them go."""
+        self.end_thinned()
         while self._kept:
             self.drop(self._kept[-1].seq)
 

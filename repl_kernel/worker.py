@@ -21,7 +21,6 @@ import os
 import resource
 import select
 import signal
-import struct
 import sys
 from collections.abc import Mapping, Sequence
 from types import FrameType, ModuleType
@@ -51,14 +50,13 @@ if TYPE_CHECKING:
     from repl_kernel.executor import ShellName
 
 _IDLE_S = 0.010
-"""A worker that has idled this long makes a copy of itself; longer where copies are costly."""
+"""A worker that has idled this long makes a copy of itself, or twice as long as a copy takes: as the quicker
+of the last two has shown."""
 
 _OVERDUE_S = 1.0
 _OVERDUE_COSTS = 20.0
 """Where it never idles: once it has run for so long, and so many times as long as a copy takes, it makes one
 before the next request."""
-
-_SO_RCVTIMEO = 20
 
 _ASIDE_CHECK_MS = 20
 """How often a thread that waits for input looks whether its execution has ended."""
@@ -73,6 +71,8 @@ class Worker:
         self._isolation = isolation
         self._connect(data_fd)
         self._copier = Copier(channel_fd, keeper_pid=os.getppid())
+        self._cost_before_s = _OVERDUE_S
+        """How long the copy before the last took."""
         self._snapshots_auto = False
         self._seq = 0
         self._is_due = False
@@ -144,10 +144,11 @@ class Worker:
         self._background.begin(self._seq)
         return _code_of(message)
 
-    def _execute(self, message: dict[str, Any]) -> None:
+    def _execute(self, message: dict[str, Any], *, warms_up: bool = False) -> None:
+        """Run a request and reply to it; one that `warms_up` goes the same way, beside the namespace."""
         code = self._begin(message)
         background, runner = self._background, self._runner
-        result = runner.run(code, self._seq)
+        result = runner.warm_up() if warms_up else runner.run(code, self._seq)
         for stream in self._streams:
             if stream.has_written:
                 stream.end_execution()
@@ -158,14 +159,14 @@ class Worker:
                 pass  # what comes from here on is the main thread's to read
         if self._is_fork:  # of the user's, and it ran off the end of the code: only the worker may reply
             _end_as_python_does(result)
-        if background.watches or runner.has_background():
+        if (background.watches or runner.has_background()) and not warms_up:
             late: Sequence[Any] = background.end(runner.has_background())
         else:
             late = ()
         mark = self._children_mark() if self._has_forked or "_posixsubprocess" in sys.modules else None
         self._is_due = message["auto"]
         self._uncovered_ns += result.elapsed_ns
-        send_reply(self._message_id, result, late, mark, self._send)
+        send_reply(self._message_id, result, late, mark, self._send_nothing if warms_up else self._send)
 
     def _start_shell(self) -> None:
         from repl_kernel.jupyter.shell_runner import ShellRunner
@@ -255,20 +256,25 @@ class Worker:
         return None
 
     def _connect(self, data_fd: int) -> None:
-        """Speak to the session on this socket; a receive gives up once it is time for a copy."""
+        """Speak to the session on this socket."""
         self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, data_fd)
         self._reader = FrameReader()
-        self._set_idle_time(_IDLE_S)
+        self._idle_ms = _IDLE_S * 1e3
+        poll = select.poll()
+        poll.register(data_fd, select.POLLIN)
+        self._wait = poll.poll
+        """Waits for a message, in milliseconds.
 
-    def _set_idle_time(self, idle_s: float) -> None:
-        seconds, rest = divmod(int(idle_s * 1e6), 1_000_000)
-        self._socket.setsockopt(_socket.SOL_SOCKET, _SO_RCVTIMEO, struct.pack("ll", seconds, rest))
+        (A socket's own time limit is up to two ticks of 4 ms late: a copy would be in the way of the call
+        that comes after 20 ms.)"""
 
     def _set_pace(self) -> None:
         """Make copies so seldom that they don't get in the way."""
-        cost_s = self._copier.last_cost_s
+        last_s = self._copier.last_cost_s
+        cost_s = min(last_s, self._cost_before_s)  # one that met with a busy machine says nothing of the next
+        self._cost_before_s = last_s
         self._overdue_ns = max(_OVERDUE_S, _OVERDUE_COSTS * cost_s) * 1e9
-        self._set_idle_time(max(_IDLE_S, 2 * cost_s))
+        self._idle_ms = max(_IDLE_S, 2 * cost_s) * 1e3
 
     def _snapshot(self) -> bool:
         """Make a copy of this process; returns true in the worker, and false in each worker made of it."""
@@ -293,10 +299,10 @@ class Worker:
     def _warm_up(self) -> None:
         """Go the way of a request once, from its frame to that of its reply; see `CodeRunner.warm_up`."""
         request = {"id": self._message_id, "op": "execute", "code": "x = 1", "seq": self._seq, "input": False}
-        message = FrameReader().feed(pack(request))
+        self._reader.take()
+        message = FrameReader().feed(pack({**request, "auto": False}))
         if message is not None:
-            self._begin(message)
-            send_reply(self._message_id, self._runner.warm_up(), (), None, self._send_nothing)
+            self._execute(message, warms_up=True)
         try:
             self._socket.recv(RECEIVE_BYTES, _socket.MSG_DONTWAIT | _socket.MSG_PEEK)
         except OSError:
@@ -322,16 +328,13 @@ class Worker:
         try:
             message = self._reader.take()
             while message is None:
-                try:
-                    data = self._socket.recv(RECEIVE_BYTES)
-                except BlockingIOError:  # nothing came for a while
+                if (self._is_due or self._lacks_shell) and not self._wait(self._idle_ms):
                     if self._lacks_shell:
                         self._start_shell()
-                    elif self._is_due:
-                        self._snapshot()
                     else:
-                        select.select([self._socket.fileno()], [], [])
+                        self._snapshot()
                     continue
+                data = self._socket.recv(RECEIVE_BYTES)
                 if not data:
                     return None
                 message = self._reader.feed(data)
@@ -347,9 +350,8 @@ class Worker:
             except OSError:
                 os._exit(70)  # executed code closed the socket, or the session is gone: nobody can be told
 
-    def _send_nothing(self, _frame: bytes) -> None:
-        with self._send_lock:
-            pass
+    def _send_nothing(self, frame: bytes) -> None:
+        self._send(frame[:0])
 
     def _ask(self, prompt: str, is_password: bool) -> str:
         """Ask the caller for a line."""
