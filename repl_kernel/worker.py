@@ -69,8 +69,8 @@ class Worker:
         self, data_fd: int, channel_fd: int, isolation: Isolation, shell: ShellName = "plain"
     ) -> None:
         self._isolation = isolation
-        self._connect(data_fd)
-        self._copier = Copier(channel_fd, keeper_pid=os.getppid())
+        self._connect(_low(data_fd))
+        self._copier = Copier(_low(channel_fd), keeper_pid=os.getppid())
         self._cost_before_s = _OVERDUE_S
         """How long the copy before the last took."""
         self._snapshots_auto = False
@@ -464,6 +464,17 @@ class Worker:
             set_process_name("python")  # it is a program of the user's
             self._socket.close()
             self._copier.close()
+
+
+def _low(fd: int) -> int:
+    """Move a descriptor to the lowest number that is free.
+
+    It came under the number that it has in a host, which may have opened many files; a limit of open files
+    bounds numbers.
+    """
+    low = os.dup(fd)
+    os.close(max(low, fd))
+    return min(low, fd)
 
 
 def _code_of(message: dict[str, Any]) -> str:

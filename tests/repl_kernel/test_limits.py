@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -300,8 +301,14 @@ def test_a_worker_with_all_its_files_open_and_a_child_goes_on(limited: Callable[
     assert (outcome.status, verdict(outcome)) == ("error", "OpenFilesLimitExceeded")
 
 
-def test_a_worker_with_all_its_files_open_is_copied_and_restored(limited: Callable[..., World]) -> None:
-    world = limited(open_files=20)
+@pytest.mark.parametrize("of_the_host", [0, 60])
+def test_a_worker_with_all_its_files_open_is_copied_and_restored(
+    limited: Callable[..., World], of_the_host: int
+) -> None:
+    with ExitStack() as opened:
+        for _ in range(of_the_host):
+            opened.enter_context(open("/dev/null", "rb"))
+        world = limited(open_files=20)
     world.run("kept = []\nwhile True: kept.append(open('/dev/null'))")
     world.idle()
     assert world.run("__import__('os')._exit(1)").status == "crashed"
