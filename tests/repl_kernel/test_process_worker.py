@@ -7,11 +7,13 @@ import sys
 
 PROGRAM = """
 import os
+import sys
 from repl_kernel.manager import run_in_worker
 
 print(run_in_worker("import os; x = 41; os.getpid()").result["text/plain"] != str(os.getpid()))
 print(run_in_worker("x + 1").result["text/plain"])
 print(run_in_worker("while True: pass", time_limit_s=0.3).status, run_in_worker("x").result["text/plain"])
+sys.stdout.flush()  # else the child has it to write, too
 child = os.fork()
 if child == 0:
     print("child:", run_in_worker("x").error.type, flush=True)

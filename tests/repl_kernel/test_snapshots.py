@@ -9,6 +9,7 @@ import select
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -299,7 +300,9 @@ def test_the_call_after_a_snapshot_pays_for_few_of_its_pages(world: World) -> No
     world.keep("numbers = [1, 2]; text = 'abc' * 10")
     world.keep("x = 1")
     paid = []
+    worker = Path(f"/proc/{world.executor._lives.link.pid}/stat")
     for _ in range(5):
+        wait_until(lambda: ") S " in worker.read_text())  # what it does after a copy is over then
         before = world.executor._lives.link.minor_faults()
         world.do("x = 1")
         after = world.executor._lives.link.minor_faults()
