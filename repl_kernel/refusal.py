@@ -10,6 +10,9 @@ import _thread
 import os
 import sys
 
+_THREAD_END_S = 0.1
+"""How long a thread that only waits for its end may take to end, on a busy machine."""
+
 
 def why_no_copy() -> str | None:
     """The reason, in words, why this process can't be copied now; `None` where nothing stands against it."""
@@ -41,6 +44,20 @@ def calm_native_threads() -> None:
 
         for path in paths:
             ctypes.CDLL(path).omp_pause_resource_all(2)  # 2: omp_pause_hard
+
+
+def end_idle_threads() -> None:
+    """End the thread in which tqdm looks after its bars: from the first one on it would forbid every copy.
+
+    The next bar starts it anew. One that is still open misses its hint to show itself more often.
+    """
+    monitor = getattr(sys.modules.get("tqdm._monitor"), "TMonitor", None)
+    if monitor is None:
+        return
+    for thread in sys.modules["threading"].enumerate():
+        if type(thread) is monitor:
+            thread.was_killed.set()
+            thread.join(_THREAD_END_S)
 
 
 def _thread_names() -> list[str]:

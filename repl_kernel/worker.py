@@ -41,6 +41,7 @@ from repl_kernel.linux import (
 from repl_kernel.orphaned_programs import WORKER_NAME
 from repl_kernel.probe import Attempt, probe_process, probe_sandbox
 from repl_kernel.process_tree import last_pid
+from repl_kernel.refusal import end_idle_threads
 from repl_kernel.reply import display_frames, send_reply
 from repl_kernel.run_code import CodeRunner, InterruptGate
 from repl_kernel.streams import FLUSH_SIGNAL, InputStream, OutputStream, refuse_input, replace_input
@@ -160,6 +161,7 @@ class Worker:
         if self._is_fork:  # of the user's, and it ran off the end of the code: only the worker may reply
             _end_as_python_does(result)
         if (background.watches or runner.has_background()) and not warms_up:
+            end_idle_threads()
             late: Sequence[Any] = background.end(runner.has_background())
         else:
             late = ()

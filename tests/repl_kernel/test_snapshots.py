@@ -105,6 +105,15 @@ def test_open_descriptors_are_listed_with_the_offsets_of_files(world: World) -> 
     assert [line.endswith("at byte 5") for line in listed] == [True]
 
 
+def test_progress_bars_forbid_no_snapshot(world: World) -> None:
+    bar = "from tqdm import tqdm; import threading\nsum(tqdm(range(3)))"
+    for _ in range(2):  # the second one starts its thread again
+        world.keep(f"kept = 1\nopened = tqdm(range(9)) if 'tqdm' in globals() else 0\n{bar}")
+        assert world.value("threading.active_count()") == 1
+    assert world.run("import os; os._exit(1)").status == "crashed"
+    assert world.value("kept, sum(opened), sum(tqdm(range(3)))") == (1, 36, 3)
+
+
 def test_the_live_workers_collector_stays_as_it_was(world: World) -> None:
     ask = "(gc.isenabled(), gc.get_threshold(), gc.get_freeze_count())"
     before = world.value(f"import gc; {ask}")
