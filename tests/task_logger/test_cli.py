@@ -16,6 +16,7 @@ import pytest
 from task_logger.cli import main
 from task_logger.codec import FIRST_PREV, complete, read_link, seal, timestamp
 from task_logger.record import TaskIds
+from tests.task_logger.task_log_command import environment, task_log
 
 TASK = TaskIds(plan_id="P-1", task_id="T-7", task_name="user login")
 SESSION_ID = "0190163d-8694-739b-aea5-966c26f8ad91"
@@ -56,22 +57,6 @@ def log(tmp_path: Path) -> Path:
     path.parent.mkdir()
     path.write_bytes(log_bytes())
     return path
-
-
-def environment(root: Path, **variables: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("FLOW_", "TASK_LOG_"))}
-    return {**kept, "TASK_LOG_DIR": str(root), "COLUMNS": "80", "PYTHONWARNINGS": "error", **variables}
-
-
-def task_log(root: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "task_logger", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment(root, **variables),
-        timeout=60,
-    )
 
 
 def one_line_error(ended: subprocess.CompletedProcess[str], code: int) -> str:

@@ -23,6 +23,7 @@ from task_logger.keys import KeySource
 from task_logger.since import since_timestamp
 from task_logger.verification import verify_log
 from task_logger.writer import TaskLogger, new_session_id
+from tests.task_logger.task_log_command import task_log
 
 
 @pytest.fixture(autouse=True)
@@ -289,17 +290,6 @@ def test_times_are_understood_as_people_write_them(text: str, expected: str) -> 
 def test_a_time_that_makes_no_sense_is_named(text: str) -> None:
     with pytest.raises(ConfigurationError, match="--since"):
         since_timestamp(text)
-
-
-def task_log(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "task_logger", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "TASK_LOG_DIR": str(root), "PYTHONWARNINGS": "error"},
-        timeout=60,
-    )
 
 
 def test_the_command_says_what_it_wrote_and_show_takes_since_too(root: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from task_logger.garbage import Garbage, find_garbage, remove_garbage
 from task_logger.record import Artifact, ExecutionOutcome, ExecutionRequest, TaskIds
 from task_logger.session_log import SessionLog
 from task_logger.writer import TaskLogger, new_session_id
+from tests.task_logger.task_log_command import task_log
 
 LONG_AGO = 1_000_000_000
 TASK = TaskIds(plan_id="P-1", task_id="T-7", task_name="login")
@@ -284,17 +285,6 @@ def test_no_artifact_of_a_line_is_removed_beside_sessions_that_write(tmp_path: P
         for line in log.read_text().splitlines():
             for artifact in json.loads(line)["artifacts"]:
                 artifacts.get(str(plan), artifact["sha256"]).close()
-
-
-def task_log(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "task_logger", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "TASK_LOG_DIR": str(root), "PYTHONWARNINGS": "error"},
-        timeout=60,
-    )
 
 
 def test_the_command_shows_and_removes_only_with_yes(plan: Path, tmp_path: Path) -> None:
