@@ -10,7 +10,7 @@ import _thread
 import os
 import sys
 
-_THREAD_END_S = 0.1
+THREAD_END_S = 0.1
 """How long a thread that only waits for its end may take to end, on a busy machine."""
 
 
@@ -57,7 +57,7 @@ def end_idle_threads() -> None:
     for thread in sys.modules["threading"].enumerate():
         if type(thread) is monitor:
             thread.was_killed.set()
-            thread.join(_THREAD_END_S)
+            thread.join(THREAD_END_S)
 
 
 def _thread_names() -> list[str]:

@@ -301,8 +301,9 @@ class Worker:
     def _warm_up(self) -> None:
         """Go the way of a request once, from its frame to that of its reply; see `CodeRunner.warm_up`."""
         request = {"id": self._message_id, "op": "execute", "code": "x = 1", "seq": self._seq, "input": False}
-        self._reader.take()
-        message = FrameReader().feed(pack({**request, "auto": False}))
+        reader = FrameReader()
+        reader.take()
+        message = reader.feed(pack({**request, "auto": False}))
         if message is not None:
             self._execute(message, warms_up=True)
         try:

@@ -23,9 +23,7 @@ from traitlets import Any as AnyTrait
 from traitlets import Type
 
 from repl_kernel.jupyter.kernel_magics import COMMANDS
-
-_THREAD_END_S = 0.1
-"""How long a thread that has nothing more to do may take to end, on a busy machine."""
+from repl_kernel.refusal import THREAD_END_S
 
 Show = Callable[[dict[str, Any]], None]
 """Takes a message about a display; see `OnDisplay`."""
@@ -201,7 +199,7 @@ def _await_waiters_for_programs() -> None:
     """
     for thread in threading.enumerate():
         if thread.name.startswith("asyncio-waitpid-"):
-            thread.join(_THREAD_END_S)
+            thread.join(THREAD_END_S)
 
 
 def _only_alone(name: str, about: str) -> Callable[[str], None]:
