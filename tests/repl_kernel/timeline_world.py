@@ -93,8 +93,14 @@ class World:
         return stat.parent_pid
 
     def copies(self) -> list[ProcessStat]:
-        """The sleeping copies, by their pid."""
-        return sorted(copies_below(self.keeper_pid), key=lambda stat: stat.pid)
+        """The sleeping copies, by their pid: the keeper's children, not the intermediates of their forks."""
+        keeper_pid = self.keeper_pid
+        copies = [
+            stat
+            for stat in descendants(keeper_pid)
+            if stat.name == SNAPSHOT_NAME and stat.parent_pid == keeper_pid
+        ]
+        return sorted(copies, key=lambda stat: stat.pid)
 
     def kill_copies(self, *seqs: int) -> None:
         """Kill the sleeping copies that hold the states after these executions."""
@@ -108,10 +114,6 @@ class World:
 
     def close(self) -> None:
         self.executor.close()
-
-
-def copies_below(pid: int) -> list[ProcessStat]:
-    return [stat for stat in descendants(pid) if stat.name == SNAPSHOT_NAME]
 
 
 def private_bytes(pid: int) -> int:
