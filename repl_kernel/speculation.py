@@ -79,12 +79,23 @@ class Candidate:
         self._gathered = Gathered("worker", isolation, self._streams)
         self._gathered.notices += notices
         self._gathered.parent = parent
+        self._begins = threading.Lock()
+        self.has_ended = threading.Event()
+        """That it has run, and its outcome is there."""
+        self._interruption.arm(self.link)  # from here on, so that an interrupt before it runs is not lost
 
-    def run(self, message: Mapping[str, Any], exit_status: ExitStatus) -> None:
-        """Run the code to its end, and leave what came of it in `outcome`."""
+    def run_once(self, message: Mapping[str, Any], exit_status: ExitStatus) -> None:
+        """Run the code to its end, and leave what came of it in `outcome`; called again, do nothing."""
+        if not self._begins.acquire(blocking=False):
+            return
+        try:
+            self._run(message, exit_status)
+        finally:
+            self.has_ended.set()
+
+    def _run(self, message: Mapping[str, Any], exit_status: ExitStatus) -> None:
         limit_s = self.request.time_limit_s
         began_ns = time.perf_counter_ns()
-        self._interruption.arm(self.link)
         try:
             self.outcome = self._settle(self._exchange.run(self.link, dict(message), limit_s), limit_s)
             self._interruption.disarm()
@@ -139,20 +150,27 @@ def run_all(
         with lock:
             return exit_status(pid)
 
-    threads = [
-        threading.Thread(target=candidate.run, args=(message, locked_status), name="json-repl candidate")
-        for candidate, message in zip(candidates, messages, strict=True)
-    ]
-    for thread in threads:
-        thread.start()
     interrupt: KeyboardInterrupt | None = None
-    for thread in threads:
-        while thread.is_alive():
-            try:
-                thread.join()
+    for candidate, message in zip(candidates, messages, strict=True):
+        is_started = False
+        while not is_started:
+            try:  # an interrupt leaves open whether the thread has started: a second one does no harm
+                threading.Thread(
+                    target=candidate.run_once, args=(message, locked_status), name="json-repl candidate"
+                ).start()
+                is_started = True
             except KeyboardInterrupt as exc:
                 interrupt = exc
-                for candidate in candidates:
-                    candidate.interrupt()
+    if interrupt is not None:
+        for candidate in candidates:
+            candidate.interrupt()
+    for candidate in candidates:
+        while not candidate.has_ended.is_set():
+            try:
+                candidate.has_ended.wait()
+            except KeyboardInterrupt as exc:
+                interrupt = exc
+                for each in candidates:
+                    each.interrupt()
     if interrupt is not None:
         raise interrupt

@@ -86,9 +86,9 @@ class TimelineExecutor(WorkerExecutor):
                 for candidate in candidates:
                     candidate.end()
                 raise
-            self._candidates = candidates
             interrupt: KeyboardInterrupt | None = None
             try:
+                self._candidates = candidates
                 run_all(candidates, messages, lives.exit_status)
             except KeyboardInterrupt as exc:
                 interrupt = exc

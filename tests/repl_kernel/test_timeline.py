@@ -7,6 +7,8 @@ import os
 import random
 import signal
 import threading
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -278,22 +280,41 @@ def test_a_time_limit_holds_for_each_candidate(world: World) -> None:
     assert fast.status == "ok"
 
 
-def test_an_interrupt_of_the_caller_interrupts_all_candidates(world: World) -> None:
-    world.keep("import time")
-    began = threading.Event()
+def _interrupt_once(is_so: Callable[[], bool]) -> threading.Thread:
+    """Interrupt the main thread once something is so."""
 
     def interrupt() -> None:
-        wait_until(lambda: len(world.executor._candidates) == 2)
-        began.wait(0.2)
+        wait_until(is_so)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
+    return thread
+
+
+def test_an_interrupt_of_the_caller_interrupts_all_candidates(world: World, tmp_path: Path) -> None:
+    world.keep("import time")
+    marks = [tmp_path / "1", tmp_path / "2"]
+    thread = _interrupt_once(lambda: all(mark.exists() for mark in marks))
     with pytest.raises(InterruptedByCaller) as caught:
-        world.speculate("time.sleep(1000)", "time.sleep(1000)")
+        world.speculate(*(f"open({str(mark)!r}, 'w').close(); time.sleep(1000)" for mark in marks))
     thread.join()
     assert [outcome.status for outcome in caught.value.outcomes] == ["interrupted", "interrupted"]
     assert world.value("1") == 1
+
+
+def test_an_interrupt_while_candidates_begin_leaves_none_running(world: World) -> None:
+    world.keep("import time")
+    for _ in range(3):
+        thread = _interrupt_once(lambda: len(world.executor._candidates) == 2)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            world.speculate("time.sleep(1000)", "time.sleep(1000)")
+        thread.join()
+        outcomes = caught.value.outcomes if isinstance(caught.value, InterruptedByCaller) else ()
+        assert all(outcome.status == "interrupted" for outcome in outcomes)
+        wait_until(lambda: "json-repl candidate" not in [thread.name for thread in threading.enumerate()])
+        assert world.value("1") == 1
+        world.executor.discard()
 
 
 def test_an_atomic_execution_that_fails_leaves_the_namespace_as_it_was(world: World) -> None:
