@@ -1,13 +1,13 @@
 """The worker's side of snapshots: frozen copies of itself, each asleep until it is needed.
 
-    worker --fork--> intermediate --fork--> copy     see `orphan`: the copy is the keeper's child
-      |                                       |
-      v                                       v
-    goes on, undisturbed                    sleeps on a socket of its own to the session
-                                              | {"op": "wake"} + descriptors
-                                              +--fork--> intermediate --fork--> live worker, in that state
-                                              v
-                                            sleeps on: the same crash again must not lose everything
+    worker --fork, by way of an intermediate--> copy     see `orphan`: the copy is the keeper's child
+      |                                           |
+      v                                           v
+    goes on, undisturbed                        sleeps on a socket of its own to the session
+                                                  | {"op": "wake"} + descriptors
+                                                  +--fork, likewise--> live worker, in that state
+                                                  v
+                                                sleeps on: the same crash again must not lose everything
 
 Copies end only by `os._exit`: nothing of the user's is flushed or finalised twice.
 """

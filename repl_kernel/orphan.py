@@ -1,7 +1,9 @@
 """Forks that leave no trace in the process that makes them: no child, no signal, no renewed dice.
 
-process --fork--> intermediate --fork--> orphan, whose parent is the keeper
+process --fork--> intermediate --hands its memory over--> orphan, whose parent is the keeper
    ^-- reaps ----------+ ends at once: the user's `os.wait()` sees neither of the two
+
+Where memory can't be handed over (see `handover`), a second fork does it.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from repl_kernel.handover import hand_over_memory
 from repl_kernel.linux import set_parent_death_signal, set_process_name
 
 _YIELDS = 20
@@ -22,10 +25,10 @@ _NAP_S = 0.0002
 
 
 def fork_orphan(reaper_pid: int, name: str) -> bool:
-    """Fork twice; returns whether this is the grandchild: a child of `reaper_pid`, that dies with it.
+    """Fork; returns whether this is the new process: a child of `reaper_pid`, that dies with it.
 
-    Raises OSError where the system refuses one of the forks. Where the user's code ignores SIGCHLD the second
-    fork can fail without that.
+    Raises OSError where the system refuses. What fails in the intermediate can stay untold, where it was
+    killed or the user's code ignores SIGCHLD: then the orphan is missing.
     """
     dice = _random_state()
     with _sigchld_swallowed():
@@ -35,23 +38,33 @@ def fork_orphan(reaper_pid: int, name: str) -> bool:
             return False
         intermediate_pid = os.getpid()
         set_process_name(name)
-        try:
-            if os.fork():
-                os._exit(0)
-        except OSError as exc:
-            os._exit(exc.errno or 1)
+        if not hand_over_memory():
+            _fork_and_end()
         _settle_below(reaper_pid, intermediate_pid)
         _restore_random_state(dice)
         return True
 
 
+def _fork_and_end() -> None:
+    """Fork; returns in the new process alone."""
+    try:
+        if os.fork():
+            os._exit(0)
+    except OSError as exc:
+        os._exit(exc.errno or 1)
+
+
 def _reap(pid: int) -> None:
+    """Wait for the intermediate's end; the one that has its memory kills it."""
     try:
         _, status = os.waitpid(pid, 0)
     except ChildProcessError:
         return  # the user's code has SIGCHLD ignored: the kernel reaped it
-    if code := os.waitstatus_to_exitcode(status):
-        raise OSError(code, os.strerror(code)) if code > 0 else OSError(0, f"killed by signal {-code}")
+    code = os.waitstatus_to_exitcode(status)
+    if code > 0:
+        raise OSError(code, os.strerror(code))
+    if code not in (0, -signal.SIGKILL):
+        raise OSError(0, f"killed by signal {-code}")
 
 
 def _settle_below(reaper_pid: int, intermediate_pid: int) -> None:
