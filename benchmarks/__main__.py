@@ -22,6 +22,7 @@ from benchmarks import (
     isolation,
     jupyter,
     jupyter_start,
+    kills,
     redaction,
     replay,
     roundtrip,
@@ -206,6 +207,13 @@ BENCHMARKS = {
         quick=lambda: state.measure(**state.QUICK),
         table=state.table,
         bars=state.bars,
+    ),
+    "kills": Benchmark(
+        title="Killed sessions",
+        measure=kills.measure,
+        quick=lambda: kills.measure(**kills.QUICK),
+        table=kills.table,
+        bars=kills.bars,
     ),
 }
 
