@@ -196,8 +196,8 @@ class _Walk:
             self._add("broken_up", "problem", Place(self._lines + self._pieces, self.end), reason)
         else:
             for change in find_changes(self.items, lambda hashes: _occurrences(self._path, hashes)):
-                size_bytes, n = change.bytes, change.first_n or None
-                self._add(change.kind, "problem", change.place, change.reason, size_bytes=size_bytes, n=n)
+                changed_bytes, n = change.bytes, change.first_n or None
+                self._add(change.kind, "problem", change.place, change.reason, size_bytes=changed_bytes, n=n)
         for piece in self._waiting:
             self._add_end_piece(piece, size_bytes)
         complete_to = self._judge_head()

@@ -186,6 +186,13 @@ def test_an_altered_line_with_its_hash_made_anew_is_found_by_the_line_behind_it(
         assert found == [("altered" if place < 99 else "other_head", place + 1)]
 
 
+def test_the_size_of_a_damaged_log_is_that_of_the_file(log: Path) -> None:
+    altered = LINES[4].replace(b"x = 5", b"x = 6")
+    verdict = verdict_of(log, [*LINES[:4], altered, *LINES[5:90], LINES[90][:50] + b"\n"])
+    assert verdict.bytes == log.stat().st_size
+    assert problems(verdict) == [("altered", 5), ("cut", 91), ("truncated", 91)]
+
+
 def test_line_ends_changed_to_those_of_windows_are_found(log: Path) -> None:
     verdict = verdict_of(log, [line[:-1] + b"\r\n" for line in LINES])
     assert verdict.lines == 0
