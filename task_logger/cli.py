@@ -29,11 +29,13 @@ from task_logger.log_view import (
     show_tree,
 )
 from task_logger.reader import find_logs
-from task_logger.since import since_timestamp
 from task_logger.summary import summarize
 from task_logger.task import log_path, log_root, normalize_task_name, plan_folder, task_ids, task_number
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+_MOST_DIGITS = 4_000
+"""Of a number of lines or bytes; Python reads no number of more than 4,300."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -158,7 +160,12 @@ def _ls(*, log_dir: str | None, plan_id: str | None, as_json: bool) -> int:
 @_commands.command("show")
 @click.argument("log_and_number", nargs=-1, metavar="[LOG] [N]")
 @click.option("--tree", "as_tree", is_flag=True, help="Draw which execution started from the state of which.")
-@click.option("--since", metavar="TIME", help="Only executions since then: 2h, 3d, 2026-01-31T12:00Z.")
+@click.option(
+    "--since",
+    metavar="TIME",
+    callback=cli_keeping.since_time,
+    help="Only executions since then: 2h, 3d, 2026-01-31T12:00Z.",
+)
 @click.option(
     "--artifact",
     is_flag=False,
@@ -199,21 +206,26 @@ def _show(
         return show_tree(path, as_json=as_json)
     if number is not None:
         return show_one(path, number, as_json=as_json)
-    return show_all(path, as_json=as_json, since=None if since is None else since_timestamp(since))
+    return show_all(path, as_json=as_json, since=since)
 
 
 def _range_of(text: str | None) -> tuple[int, int | None] | None:
     if text is None:
         return None
     start, colon, end = text.partition(":")
-    if not colon or not (start or "0").isdecimal() or not (end or "0").isdecimal():
+    if not colon or not all(part.isdecimal() and len(part) <= _MOST_DIGITS for part in (start, end) if part):
         raise click.UsageError(f"--range must be FROM:TO, in bytes; each may be left out; not {text!r}")
     return int(start or 0), int(end) if end else None
 
 
 def _log_and_number(arguments: tuple[str, ...]) -> tuple[str | None, int | None]:
     rest = list(arguments)
-    number = int(rest.pop()) if rest and rest[-1].isdecimal() else None
+    number = None
+    if rest and rest[-1].isdecimal():
+        digits = rest.pop()
+        if len(digits) > _MOST_DIGITS:
+            raise click.UsageError(f"a line number has at most {_MOST_DIGITS} digits, not {len(digits)}")
+        number = int(digits)
     if len(rest) > 1:
         raise click.UsageError(f"at most a file and a line number are expected, not {' '.join(arguments)}")
     return (rest[0] if rest else None), number

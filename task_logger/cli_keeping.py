@@ -11,12 +11,22 @@ from dataclasses import asdict
 import click
 
 from task_logger import display
-from task_logger.errors import ExportRefused, LogInUse, TaskLogError
+from task_logger.errors import ConfigurationError, ExportRefused, LogInUse, TaskLogError
 from task_logger.log_view import dumps, echo
 from task_logger.task import check_settings, log_root, plan_folder, task_ids
 
 _dir = click.option("--dir", "log_dir", metavar="FOLDER", help="Root of the logs [default: TASK_LOG_DIR].")
 _json = click.option("--json", "as_json", is_flag=True, help="JSON in UTF-8, one object a line.")
+
+
+def since_time(_context: click.Context, _option: click.Parameter, text: str | None) -> str | None:
+    """Read the value of `--since`, as a line's `timestamp`; raises `click.UsageError`."""
+    from task_logger.since import since_timestamp
+
+    try:
+        return None if text is None else since_timestamp(text)
+    except ConfigurationError as exc:
+        raise click.UsageError(str(exc)) from exc
 
 
 def add_to(commands: click.Group) -> None:
@@ -63,7 +73,12 @@ def _gc(*, plan: str | None, yes: bool, log_dir: str | None, as_json: bool) -> i
 @click.command("export")
 @click.argument("plan", required=False)
 @click.option("-o", "--output", required=True, metavar="FILE", help="The archive, usually NAME.tar.zst.")
-@click.option("--since", metavar="TIME", help="Only logs with lines since then: 2h, 3d, 2026-01-31T12:00Z.")
+@click.option(
+    "--since",
+    metavar="TIME",
+    callback=since_time,
+    help="Only logs with lines since then: 2h, 3d, 2026-01-31T12:00Z.",
+)
 @_dir
 @_json
 def _export(*, plan: str | None, output: str, since: str | None, log_dir: str | None, as_json: bool) -> int:
@@ -73,14 +88,13 @@ def _export(*, plan: str | None, output: str, since: str | None, log_dir: str | 
     it was written. An encrypted plan stays encrypted; TASK_LOG_KEY is only used to check it.
     """
     from task_logger.export import export_plan
-    from task_logger.since import since_timestamp
 
     settings = check_settings(log_dir)
     try:
         done = export_plan(
             _plan_folder(plan, log_dir),
             output,
-            since=None if since is None else since_timestamp(since),
+            since=since,
             key=settings.key,
             sealer=settings.sealer,
         )

@@ -13,6 +13,7 @@ Nothing is skipped, nothing is written, and no more than one line is in memory.
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -347,7 +348,7 @@ def start_of_last(path: str | os.PathLike[str], count: int) -> int:
 
 
 def _start_of_last_forwards(path: str, file: IO[bytes], count: int) -> int:
-    starts: deque[int] = deque(maxlen=max(count, 1))
+    starts: deque[int] = deque(maxlen=min(max(count, 1), sys.maxsize))
     with LogReader(path, decrypts=False, source=file) as reader:
         for line in reader.lines():
             if isinstance(line, LogLine):

@@ -321,6 +321,24 @@ def test_a_setting_that_makes_no_sense_is_one_line_on_stderr(tmp_path: Path) -> 
     assert "log_dir" in one_line_error(task_log(tmp_path, "path", "--dir", ""), 1)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("show", "9" * 5000),
+        ("show", "1", "--artifact", "--range", f"0:{'9' * 5000}"),
+        ("show", "--since", "yesterday"),
+        ("export", "P-1", "-o", "a.tar.zst", "--since", "yesterday"),
+    ],
+    ids=["line", "range", "since", "export"],
+)
+def test_an_argument_that_is_no_number_or_time_is_wrong_usage(
+    arguments: tuple[str, ...], log: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TASK_LOG_DIR", str(log.parent.parent))
+    assert main([*arguments, "--dir", str(log.parent.parent)]) == 2
+    assert capfd.readouterr().err.startswith("task-log: ")
+
+
 def test_help_says_what_there_is(tmp_path: Path) -> None:
     for arguments in (["--help"], ["show", "-h"]):
         ended = task_log(tmp_path, *arguments)

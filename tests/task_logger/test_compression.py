@@ -79,6 +79,7 @@ def test_every_reader_opens_it_by_either_name(tmp_path: Path, suffix: str) -> No
     ]
     assert [line.link.n for line in last_lines(path, 3) if isinstance(line, LogLine)] == [18, 19, 20]
     assert list(last_lines(path, 0)) == []
+    assert len(list(last_lines(path, 10**20))) == 20
     assert (verify_log(path).head, verify_log(path).bytes) == (verdict.head, verdict.bytes)
     assert pending_of(path) == []
     assert find_logs(str(tmp_path)) == [str(compressed(log))]

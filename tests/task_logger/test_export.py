@@ -300,4 +300,4 @@ def test_the_command_says_what_it_wrote_and_show_takes_since_too(root: Path, tmp
     assert len(task_log(root, *where, "2026-01-05").stdout.splitlines()) == 31
     (line,) = task_log(root, *where, "2026-01-05T00:00:01Z").stdout.splitlines()
     assert json.loads(line)["n"] == 31
-    assert task_log(root, *where, "nonsense").returncode == 1
+    assert task_log(root, *where, "nonsense").returncode == 2
