@@ -13,10 +13,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import IO
 
 from json_repl.replay.errors import NothingToReplay
 from task_logger.codec import decode
 from task_logger.errors import BadLine, EncryptedLine, LogUnreadable
+from task_logger.key_places import header_path
+from task_logger.log_source import open_source
 from task_logger.reader import Damage, LogLine, read_lines
 from task_logger.record import ExecutionRecord
 from task_logger.tail import MAX_LINE_BYTES
@@ -77,51 +80,57 @@ def read_recording(path: str) -> Iterator[RecordedLine | Fault]:
     """
     number = count = 0
     last_fault = "it is empty"
-    for item in read_lines(path):
-        if isinstance(item, LogLine):
-            number += 1
-            try:
-                found: RecordedLine | Fault = RecordedLine(number=number, record=item.record())
-            except BadLine as exc:
-                found = Fault(number=number, kind="unreadable", reason=exc.reason)
-        elif item.kind == "chain_break":
-            found = Fault(number=number + 1, kind="chain_break", reason=item.reason)
-        else:
-            number += 1
-            found = Fault(number=number, kind=item.kind, reason=item.reason)
-            record = _changed_record(item)
-            if record is not None:
+    with open_source(path) as again:
+        for item in read_lines(path):
+            if isinstance(item, LogLine):
+                number += 1
+                try:
+                    found: RecordedLine | Fault = RecordedLine(number=number, record=item.record())
+                except BadLine as exc:
+                    found = Fault(number=number, kind="unreadable", reason=exc.reason)
+            elif item.kind == "chain_break":
+                found = Fault(number=number + 1, kind="chain_break", reason=item.reason)
+            else:
+                number += 1
+                found = Fault(number=number, kind=item.kind, reason=item.reason)
+                record = _changed_record(item, again)
+                if record is not None:
+                    count += 1
+                    reason = "its hash is not that of the line: it was changed after it was written"
+                    yield Fault(number=number, kind="changed", reason=reason)
+                    found = RecordedLine(number=number, record=record)
+                    yield found
+                    continue
+            if isinstance(found, RecordedLine):
                 count += 1
-                reason = "its hash is not that of the line: it was changed after it was written"
-                yield Fault(number=number, kind="changed", reason=reason)
-                found = RecordedLine(number=number, record=record)
-                yield found
-                continue
-        if isinstance(found, RecordedLine):
-            count += 1
-        else:
-            last_fault = f"line {found.number}: {found.reason}"
-        yield found
+            else:
+                last_fault = f"line {found.number}: {found.reason}"
+            yield found
     if not count:
         raise NothingToReplay(path, last_fault)
 
 
-def _changed_record(damage: Damage) -> ExecutionRecord | None:
-    """The record of a piece whose hash is wrong, where it is one all the same, else `None`."""
+def _changed_record(damage: Damage, log: IO[bytes]) -> ExecutionRecord | None:
+    """The record of a piece of a log whose hash is wrong, where it is one all the same, else `None`."""
     if damage.kind == "unsupported":
         raise EncryptedLine(damage.path)
     if damage.bytes > MAX_LINE_BYTES:
         return None
     try:
-        with open(damage.path, "rb") as file:
-            file.seek(damage.at)
-            data = file.read(damage.bytes)
+        log.seek(damage.at)
+        data = log.read(damage.bytes)
     except OSError as exc:
-        raise LogUnreadable(f"{damage.path!r} can't be read: {exc.strerror}", path=damage.path) from exc
+        raise LogUnreadable(
+            f"{damage.path!r} can't be read: {exc.strerror or exc}", path=damage.path
+        ) from exc
     try:
         return decode(data, damage.path)
     except BadLine:
         return None
+    except EncryptedLine:
+        if not os.path.lexists(header_path(damage.path)):
+            raise
+        return None  # its log is decrypted; this line was altered, so that no key opens it
 
 
 def chosen_session(path: str, lines: list[RecordedLine], session_id: str) -> str:

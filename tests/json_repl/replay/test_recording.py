@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from json_repl.replay.errors import NothingToReplay
 from json_repl.session import Session
 from task_logger import TaskLogger
 from task_logger.codec import FIRST_PREV, seal
+from task_logger.compression import compress_log
 from task_logger.errors import EncryptedLine, LogNotFound, TaskLogError, UnsupportedSchema
 from tests.json_repl.replay.recorded_logs import change, record, replayed, verdicts
 
@@ -97,6 +99,36 @@ def test_what_is_not_there_is_said_to_be_not_there(tmp_path: Path) -> None:
     assert "there is no task log" in ended.stderr
     with pytest.raises(TaskLogError):
         load_recording(str(tmp_path))
+
+
+def test_an_edited_recording_is_read_the_same_when_it_is_compressed(log_root: Path, tmp_path: Path) -> None:
+    def edited(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [line | {"code": line["code"] + "0"} for line in lines]
+
+    path = change(record(["1", "2"]), tmp_path / "other" / "1.x.jsonl", edited, is_chained=False)
+    plain = load_recording(str(path))
+    assert [line.record.request.code for line in plain.lines] == ["10", "20"]
+    compressed = load_recording(compress_log(str(path)).path)
+    assert compressed.faults == plain.faults
+    assert [line.record.request.code for line in compressed.lines] == ["10", "20"]
+
+
+def test_an_altered_line_of_an_encrypted_recording_ends_nothing(
+    log_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = tmp_path / "key"
+    key.write_text("ab" * 32)
+    key.chmod(0o600)
+    monkeypatch.setenv("TASK_LOG_KEY", f"file:{key}")
+    folder = shutil.copytree(record(["1", "2", "3"]).parent, tmp_path / "other")
+    (path,) = folder.glob("*.jsonl")
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1].replace(b'"data":"', b'"data":"A')
+    path.write_bytes(b"".join(lines))
+    recording = load_recording(str(path))
+    assert [line.number for line in recording.lines] == [1, 3]
+    faults = [(fault.number, fault.kind) for fault in recording.faults]
+    assert faults == [(2, "unreadable"), (3, "chain_break")]
 
 
 def test_a_broken_chain_and_a_torn_tail_are_told_and_end_nothing(log_root: Path, tmp_path: Path) -> None:
