@@ -6,6 +6,7 @@ environment --names a secret? worth hiding?--> KnownSecret: its forms, in text, 
 
 from __future__ import annotations
 
+import os
 import re
 from binascii import a2b_base64, a2b_hex, b2a_base64
 from collections.abc import Iterable, Mapping
@@ -22,6 +23,8 @@ _SECRET_PARTS = (
     "SECRET", "TOKEN", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL", "APIKEY", "PRIVATE_KEY", "COOKIE",
 )  # fmt: skip
 _SECRET_ENDS = ("_KEY", "_PWD", "_PASS", "_AUTH", "_PAT")
+
+_KEY_SETTINGS = ("TASK_LOG_KEY", "TASK_LOG_NEW_KEY", "TASK_LOG_SEAL_KEY")
 
 _BASE64_PART = r"(?=[a-z0-9]*[A-Z])(?=[A-Z0-9]*[a-z])(?=[A-Za-z]*[0-9])[A-Za-z0-9]{12}|\+|=$"
 """What paths hardly have, and keys in base64 do: one in 64 of them begins with a slash."""
@@ -97,7 +100,7 @@ def secrets_in(environment: Mapping[str, str]) -> list[KnownSecret]:
 
 
 def _values_of(name: str, value: str) -> Iterable[str]:
-    if name == "TASK_LOG_KEY" and value.startswith("file:"):
+    if name in _KEY_SETTINGS and value.startswith("file:"):
         return _key_in_file(value.removeprefix("file:"))
     return values_within(value)
 
@@ -117,9 +120,10 @@ def values_within(value: str) -> list[str]:
 def _key_in_file(path: str) -> list[str]:
     """The key itself: as the file has it, and its bytes where that is hex or base64."""
     try:
-        with open(path, "rb") as file:
+        descriptor = os.open(os.path.expanduser(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
             content = file.read(4096).strip()
-    except OSError:
+    except (OSError, ValueError):
         return []  # who opens the log says what is wrong with it
     found = [content]
     for decode in (a2b_hex, a2b_base64):

@@ -193,6 +193,24 @@ def test_a_secret_that_begins_like_a_path_is_one(value: str) -> None:
     assert [place.value for place in Secrets({"MY_TOKEN": value}).find(f"x {value} y")] == [value]
 
 
+@pytest.mark.parametrize("setting", ["TASK_LOG_KEY", "TASK_LOG_NEW_KEY", "TASK_LOG_SEAL_KEY"])
+def test_the_key_in_a_file_is_hidden_however_the_file_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    key = "0f1e2d3c4b5a69788796a5b4c3d2e1f0" * 2
+    (tmp_path / "key").write_text(key)
+    for path in ("~/key", str(tmp_path / "key")):
+        (place, *_) = Secrets({setting: f"file:{path}"}).find(f"x {key} y")
+        assert (place.start, place.end, place.name) == (2, 66, setting)
+
+
+def test_a_key_file_that_is_none_holds_nothing_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "key")
+    for path in (str(tmp_path / "key"), str(tmp_path), "\0"):
+        assert Secrets({"TASK_LOG_KEY": f"file:{path}"}).find("x") == []
+
+
 def _forms(value: str) -> dict[str, str]:
     data = value.encode()
     return {
