@@ -26,6 +26,9 @@ _SECRET_ENDS = ("_KEY", "_PWD", "_PASS", "_AUTH", "_PAT")
 
 _KEY_SETTINGS = ("TASK_LOG_KEY", "TASK_LOG_NEW_KEY", "TASK_LOG_SEAL_KEY")
 
+_URL_PASSWORD = r"://([^\s/?#:@\"'<>]{0,200}):(?![{$<*])([^\s/?\"'<>]{3,256})@"
+"""User and password, as the rule `url_password` has them."""
+
 _BASE64_PART = r"(?=[a-z0-9]*[A-Z])(?=[A-Z0-9]*[a-z])(?=[A-Za-z]*[0-9])[A-Za-z0-9]{12}|\+|=$"
 """What paths hardly have, and keys in base64 do: one in 64 of them begins with a slash."""
 
@@ -93,20 +96,36 @@ def secrets_in(environment: Mapping[str, str]) -> list[KnownSecret]:
     """Return what in an environment is to be hidden, sorted by name; each value once."""
     found: dict[str, str] = {}
     for name in sorted(environment):
-        if names_a_secret(name):
-            for value in _values_of(name, environment[name]):
-                found.setdefault(value, name)
+        for value in _values_of(name, environment[name]):
+            found.setdefault(value, name)
     return [known_secret(name, value) for value, name in found.items()]
 
 
 def _values_of(name: str, value: str) -> Iterable[str]:
     if name in _KEY_SETTINGS and value.startswith("file:"):
         return _key_in_file(value.removeprefix("file:"))
-    return values_within(value)
+    return values_within(value) if names_a_secret(name) else _url_passwords(value)
 
 
 def values_within(value: str) -> list[str]:
-    """Return a value, and its lines where it has several: they may be printed apart."""
+    """Return a value, its lines where it has several, and passwords in URLs: all may be printed apart."""
+    return _value_and_lines(value) + _url_passwords(value)
+
+
+def _url_passwords(value: str) -> list[str]:
+    """The passwords of URLs, as they stand there and decoded; none that is the user's name, or the scheme."""
+    found: list[str] = []
+    if "://" in value and "@" in value:
+        for match in re.finditer(_URL_PASSWORD, value):
+            from urllib.parse import unquote_to_bytes  # most environments have no such URL
+
+            user, password = match.groups()
+            if password != user and not value.endswith(password, 0, match.start()):
+                found += [password, unquote_to_bytes(password).decode("utf-8", "surrogateescape")]
+    return [password for password in dict.fromkeys(found) if is_worth_hiding(password)]
+
+
+def _value_and_lines(value: str) -> list[str]:
     values = [value.strip()] if is_worth_hiding(value.strip()) else []
     if "\n" in value.strip():
         values += [

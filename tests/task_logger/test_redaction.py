@@ -211,6 +211,32 @@ def test_a_key_file_that_is_none_holds_nothing_up(tmp_path: Path) -> None:
         assert Secrets({"TASK_LOG_KEY": f"file:{path}"}).find("x") == []
 
 
+@pytest.mark.parametrize(
+    ("url", "passwords"),
+    [
+        ("postgres://bob:Tr0ub4dor-x9@db/shop", ["Tr0ub4dor-x9"]),
+        ("redis://:Tr0ub4dor%2Fx9@db", ["Tr0ub4dor%2Fx9", "Tr0ub4dor/x9"]),
+        ("a://b:Tr0ub4dor-1@c,d://e:Tr0ub4dor-2@f", ["Tr0ub4dor-1", "Tr0ub4dor-2"]),
+        ("postgres://bob:Tr0ub@dor-x9@db/shop", ["Tr0ub@dor-x9"]),
+        ("postgres://postgres:postgres@db", []),
+        ("postgres://bob:${DB_PASSWORD}@db", []),
+        ("https://example.org/a:bcdefghijkl@m", []),
+    ],
+)
+def test_the_password_of_a_url_in_any_variable_is_hidden_alone_too(url: str, passwords: list[str]) -> None:
+    secrets = Secrets({"DATABASE_URL": url})
+    found = [place.value for password in passwords for place in secrets.find(f"x {password} y")]
+    assert found == passwords
+    assert secrets.find("x postgres bob ${DB_PASSWORD} bcdefghijkl y") == []
+
+
+def test_the_password_of_a_url_is_put_back(tmp_path: Path) -> None:
+    url, code = "postgres://bob:Tr0ub4dor-x9@db/shop", "connect('Tr0ub4dor-x9')"
+    kept = _redactor(tmp_path, DATABASE_URL=url).text(code)
+    assert "⟨secret:DATABASE_URL:" in kept
+    assert restore(kept, {"DATABASE_URL": url}, _KEY) == (code, [])
+
+
 def _forms(value: str) -> dict[str, str]:
     data = value.encode()
     return {
