@@ -178,6 +178,7 @@ def task_number(task_id: str) -> int:
 def log_root(log_dir: str | os.PathLike[str] | None = None) -> str:
     """Return the folder of all plans: the one given, else TASK_LOG_DIR, else one in the user's state folder.
 
+    A first `~/`, which not every way to set a variable expands, is the user's home folder.
     Raises `ConfigurationError` for what is no path, or one with a NUL character.
     """
     setting = "log_dir"
@@ -189,7 +190,7 @@ def log_root(log_dir: str | os.PathLike[str] | None = None) -> str:
         raise ConfigurationError(
             setting, f"must be the path of a folder, as a text without NUL, not {folder!r}"
         )
-    return os.path.abspath(folder)
+    return os.path.abspath(os.path.expanduser(folder) if folder.startswith("~/") else folder)
 
 
 def _is_path(folder: str) -> bool:

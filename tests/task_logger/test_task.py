@@ -194,6 +194,9 @@ def test_the_root_is_given_or_set_or_in_the_users_state_folder(monkeypatch: pyte
     monkeypatch.setenv("TASK_LOG_DIR", "logs")
     assert log_root() == str(Path.cwd() / "logs")
     assert log_root("/given") == log_root(Path("/given")) == "/given"
+    monkeypatch.setenv("TASK_LOG_DIR", "~/logs")
+    assert log_root() == log_root("~/logs") == str(Path.home() / "logs")
+    assert log_root("~logs") == str(Path.cwd() / "~logs")
 
 
 @pytest.mark.parametrize("folder", ["a\0b", ""])
