@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import click
 
 from task_logger import cli_keeping, display
-from task_logger.errors import TaskLogError
+from task_logger.errors import TaskLogError, read_error
 from task_logger.log_view import (
     dumps,
     echo,
@@ -54,6 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     except OSError as exc:
         _discard_output()
+        if isinstance(exc.filename, str):  # that of the output has no name
+            return _fail(str(read_error(exc.filename, exc)), 1)
         return _fail(f"the output can't be written: {exc.strerror or exc}", 1)
     return code
 

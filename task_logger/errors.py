@@ -274,6 +274,12 @@ class LogUnreadable(TaskLogError):
     """A log, or a part of it, can't be read; nothing in it was changed."""
 
 
+def read_error(path: str, exc: OSError, consequence: str = "") -> LogUnreadable:
+    """Say which file or folder can't be read; `path` is where the error itself doesn't name one."""
+    path = exc.filename if isinstance(exc.filename, str) else path
+    return LogUnreadable(f"{path!r} can't be read: {exc.strerror or exc}{consequence}", path=path)
+
+
 class LogNotFound(LogUnreadable):
     """There is no log at this path."""
 

@@ -31,7 +31,8 @@ from task_logger.errors import (
     KeyMissing,
     LogNotFound,
     LogUnreadable,
-    log_error,
+    TaskLogError,
+    read_error,
 )
 from task_logger.findings import Finding, FindingKind, Findings
 from task_logger.folder_lock import file_lock
@@ -83,7 +84,7 @@ def export_plan(
     With `since`, a timestamp, only logs whose last line isn't older, and what they name. With a `key` what is
     encrypted is checked, too: it stays encrypted, and without a key it goes along unseen. Raises
     `ExportRefused` where something isn't as it was written, `LogNotFound` where there is nothing,
-    `LogUnavailable` and `LogUnreadable`; there is no archive then.
+    `LogUnreadable`, and `TaskLogError` where the archive can't be written; there is no archive then.
     """
     try:
         with Archive(path) as archive:
@@ -95,7 +96,11 @@ def export_plan(
     except FileNotFoundError as exc:
         raise LogNotFound(str(exc.filename), f"there is no {exc.filename!r}") from exc
     except OSError as exc:
-        raise log_error(path, exc) from exc
+        if isinstance(exc.filename, str) and exc.filename.startswith(f"{os.path.abspath(plan_folder)}/"):
+            raise read_error(plan_folder, exc, "; no archive was written") from exc
+        raise TaskLogError(
+            f"the archive {path!r} can't be written: {exc.strerror or exc}; there is none now", path=path
+        ) from exc
 
 
 class _NamedArtifacts(ArtifactCheck):

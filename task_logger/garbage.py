@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from task_logger.abandoned import UNREADABLE_SUFFIX, content_at, pending_names
 from task_logger.codec import stored_key_id
-from task_logger.errors import LogNotFound, LogUnreadable, log_error
+from task_logger.errors import LogNotFound, LogUnreadable, log_error, read_error
 from task_logger.folder_lock import folder_lock
 from task_logger.log_source import LOG_ENDINGS, plain_path
 from task_logger.pending import entries_in, log_name_in
@@ -87,7 +87,7 @@ def find_garbage(plan_folder: str, *, key: KeySource | None = None) -> Garbage:
             if cipher is not None:
                 unnamed.pop(cipher.name(sha256), None)
     except OSError as exc:
-        raise log_error(plan_folder, exc) from exc
+        raise read_error(plan_folder, exc, "; nothing was removed") from exc
     old = [file for file in [*unnamed.values(), *leftovers] if file.stored_ns < keep_from_ns]
     return Garbage(
         plan_folder=plan_folder,

@@ -9,10 +9,10 @@ import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from task_logger.abandoned import UNREADABLE_SUFFIX, look_at, pending_names
-from task_logger.errors import BadLine, LogUnreadable, log_error
+from task_logger.abandoned import UNREADABLE_SUFFIX, content_at, look_at, pending_names
+from task_logger.errors import BadLine, LogUnreadable, read_error
 from task_logger.findings import Finding, FindingKind, Level
-from task_logger.pending import Entry
+from task_logger.pending import Entry, entries_in
 from task_logger.settling import has_line, session_id_of
 
 if TYPE_CHECKING:
@@ -30,11 +30,14 @@ def check_pending(plan_folder: str, cipher_of: CipherOf, log_name: str | None = 
         names = pending_names(folder)
         aside = [] if log_name else _put_aside(folder)
     except OSError as exc:
-        raise log_error(folder, exc) from exc
+        raise read_error(folder, exc) from exc
     for name in names:
         path = f"{folder}/{name}"
         try:
             entries, is_alive = look_at(path)
+            if not entries and not is_alive and not log_name and entries_in(content_at(path)[0]) is None:
+                reason = "a session died, and what it left makes no sense; the next writer puts it aside"
+                found.append(_finding("pending_unreadable", "unproven", path, reason))
         except FileNotFoundError:
             continue  # settled meanwhile
         except (OSError, BadLine) as exc:

@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass
 from fcntl import LOCK_EX, LOCK_NB, flock
 
-from task_logger.errors import KeyMissing, LogUnavailable, WrongKey, log_error
+from task_logger.errors import KeyMissing, LogUnavailable, WrongKey, log_error, read_error
 from task_logger.key_header import DataKey, KeyHeader, open_header, replace_header, wrap
 from task_logger.key_places import KEY_SETTING, header_names, headers_folder
 from task_logger.keys import KeySource, PassphraseCost
@@ -60,7 +60,7 @@ def encrypted_plans(root: str) -> list[str]:
     except FileNotFoundError:
         found = []
     except OSError as exc:
-        raise log_error(root, exc) from exc
+        raise read_error(root, exc) from exc
     if not found:
         raise KeyMissing(KEY_SETTING, f"nothing below {root!r} is encrypted", path=root)
     return found

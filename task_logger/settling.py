@@ -18,7 +18,7 @@ import orjson
 from task_logger import artifacts
 from task_logger.abandoned import look_at, pending_names, take_abandoned
 from task_logger.codec import encode, read_link, stored_key_id
-from task_logger.errors import BadLine, LogUnavailable, TaskLogError, log_error
+from task_logger.errors import BadLine, LogUnavailable, TaskLogError, log_error, read_error
 from task_logger.log_file import LogFile
 from task_logger.pending import Entry
 from task_logger.record import ExecutionOutcome, ExecutionRequest
@@ -200,14 +200,14 @@ def pending_requests(
     try:
         names = pending_names(folder)
     except OSError as exc:
-        raise log_error(folder, exc) from exc
+        raise read_error(folder, exc) from exc
     for name in names:
         try:
             entries, alive = look_at(f"{folder}/{name}")
         except FileNotFoundError:
             continue  # settled meanwhile
         except OSError as exc:
-            raise log_error(f"{folder}/{name}", exc) from exc
+            raise read_error(f"{folder}/{name}", exc) from exc
         for entry in entries:
             if entry.log_name != log_name:
                 continue

@@ -230,6 +230,18 @@ def test_a_file_that_is_there_and_a_plan_that_is_not_are_named(root: Path, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar.zst", "root"]
 
 
+def test_what_can_not_be_read_or_written_is_named(root: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "a.tar.zst"
+    link = plan(root) / "8.x.jsonl"
+    link.symlink_to(link.name)
+    with pytest.raises(LogUnreadable, match=r"8\.x\.jsonl' can't be read: .*; no archive was written"):
+        export_plan(str(plan(root)), str(archive))
+    assert not archive.exists()
+    link.unlink()
+    with pytest.raises(TaskLogError, match=r"the archive '.*x{300}' can't be written: File name too long"):
+        export_plan(str(plan(root)), str(tmp_path / ("x" * 300)))
+
+
 def test_while_sixteen_writers_run_no_line_is_lost_doubled_or_in_part(tmp_path: Path) -> None:
     root = tmp_path / "root"
     write = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -308,3 +309,14 @@ def test_the_command_names_damage_in_one_line(plan: Path, tmp_path: Path) -> Non
     assert ended.stderr.count("\n") == 1
     assert "nothing was removed" in ended.stderr
     assert kept(plan) == {NAMED, NOBODYS}
+
+
+def test_a_folder_that_is_none_is_named_and_not_taken_for_output_that_can_not_be_written(
+    plan: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(plan / "artifacts")
+    (plan / "artifacts").touch()
+    for arguments in (("gc", "P-1"), ("show", "--plan", "P-1", "--artifact", "012345")):
+        ended = task_log(tmp_path, *arguments)
+        assert ended.returncode == 1
+        assert f"'{plan}/artifacts' can't be read: Not a directory" in ended.stderr

@@ -136,6 +136,20 @@ def test_pending_executions_are_looked_at(tmp_path: Path) -> None:
     assert "problem: log_missing: " in done.stdout
 
 
+def test_what_a_dead_session_left_that_makes_no_sense_is_named(tmp_path: Path) -> None:
+    log, head = write(tmp_path)
+    left = log.parent / "pending" / SESSION_ID
+    left.write_bytes(b"no pending file\n")
+    done = verify("P-1", "--head", head, "--json", root=tmp_path)
+    *_, finding = map(json.loads, done.stdout.splitlines())
+    assert (finding["kind"], finding["level"], finding["path"]) == (
+        "pending_unreadable",
+        "unproven",
+        str(left),
+    )
+    assert verify("P-1", "--head", head, "--strict", root=tmp_path).returncode == 1
+
+
 def test_sealed_logs_are_checked_with_their_key_and_without_it_that_is_said(tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_bytes(os.urandom(32))
