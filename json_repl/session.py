@@ -335,8 +335,10 @@ class Session(Timeline):
 
         Alerts are of the log that can't be written, of workers that died, of events that are dropped, and of
         `task_logger.alert(…)` for a task of this session. What `callback` raises is named on stderr. Returns
-        what ends the subscription.
+        what ends the subscription. Raises `InvalidRequest` for what can't be called.
         """
+        if not callable(callback):
+            raise InvalidRequest("callback", f"must be a function that takes an alert, not {callback!r}")
         return self._events.subscribe(callback)
 
     def redact(self, name: str, secret: str | re.Pattern[str]) -> None:

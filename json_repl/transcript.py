@@ -12,12 +12,14 @@ changes nothing.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from json_repl.errors import InvalidRequest
 from task_logger.events import event
 from task_logger.reader import Damage
 from task_logger.record import ExecutionOutcome, ExecutionRecord
@@ -88,8 +90,9 @@ def project(
     replaced by a handle (`path#n`, how much is left out, its first line), if that saves `min_savings` tokens
     in all; else nothing is. Code always stays. A record without a line in the log stays whole; of a damaged
     piece of a log a message says that it is there. `count_tokens` of `None` takes 4 characters for a token.
-    What `count_tokens` raises comes through.
+    What `count_tokens` raises comes through. Raises `InvalidRequest` for an argument that is none of these.
     """
+    _check(protected_tokens, min_savings, count_tokens)
     count = count_tokens or _estimate
     turns = [_turn(record, count) for record in records]
     first_protected = _first_protected(turns, protected_tokens)
@@ -114,14 +117,27 @@ def project(
     return projection
 
 
+def _check(protected_tokens: object, min_savings: object, count_tokens: object) -> None:
+    for name, number in (("protected_tokens", protected_tokens), ("min_savings", min_savings)):
+        if not isinstance(number, (int, float)) or math.isnan(number):
+            raise InvalidRequest(name, f"must be a number of tokens, not {number!r}")
+    if count_tokens is not None and not callable(count_tokens):
+        raise InvalidRequest("count_tokens", f"must be a function of a text, not {count_tokens!r}")
+
+
 def _estimate(text: str) -> int:
     return -(-len(text) // _CHARACTERS_PER_TOKEN)
 
 
-def _turn(record: ExecutionRecord | Damage, count: CountTokens) -> _Turn:
+def _turn(record: object, count: CountTokens) -> _Turn:
     if isinstance(record, Damage):
         text = f"[{record.bytes} bytes at {record.at} of {record.path} can't be read: {record.reason}]"
         return _Turn(code=None, content=text, tokens=count(text), handle=None, savings=0)
+    if not isinstance(record, ExecutionRecord):
+        what = type(record).__name__
+        raise InvalidRequest(
+            "records", f"must be those of task_logger.reader.read_records(session.log_path), not a {what}"
+        )
     code, content = record.request.code, _content(record.outcome)
     tokens = count(content)
     handle = None if tokens < _HEAVY_TOKENS else _handle(record, content, tokens)

@@ -15,6 +15,7 @@ import pytest
 
 import task_logger
 from json_repl import Session
+from json_repl.errors import InvalidRequest
 from json_repl.session import SessionRoute
 from task_logger.alerts import Alert
 from task_logger.errors import LogFailed, LogUnavailable
@@ -67,6 +68,12 @@ def bring_it_back(path: str) -> None:
 
 
 # Alerts
+
+
+def test_a_subscriber_that_can_not_be_called_is_refused_when_it_subscribes(session: Session) -> None:
+    nothing: Any = None
+    with pytest.raises(InvalidRequest, match="callback must be a function"):
+        session.on_alert(nothing)
 
 
 def test_a_log_that_fails_and_is_well_again_is_told_once_each(session: Session, log_root: Path) -> None:

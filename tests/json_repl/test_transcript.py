@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from json_repl import Session
+from json_repl.errors import InvalidRequest
 from json_repl.transcript import project
 from task_logger.event_view import read_events
 from task_logger.reader import Damage, read_records
@@ -46,6 +47,22 @@ def test_code_is_the_assistants_and_what_came_of_it_the_tools(session: Session) 
     ]
     assert messages[4] == {"role": "assistant", "content": "1 / 0"}
     assert messages[5]["content"].endswith("ZeroDivisionError: division by zero")
+
+
+@pytest.mark.parametrize(
+    ("records", "settings", "named"),
+    [
+        ([{"code": "1"}], {}, "records"),
+        ("a.jsonl", {}, "records"),
+        ([], {"protected_tokens": "all"}, "protected_tokens"),
+        ([], {"min_savings": None}, "min_savings"),
+        ([], {"min_savings": float("nan")}, "min_savings"),
+        ([], {"count_tokens": 4}, "count_tokens"),
+    ],
+)
+def test_what_is_no_history_or_budget_is_named(records: Any, settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(InvalidRequest, match=named):
+        project(records, **settings)
 
 
 def test_what_was_displayed_is_in_the_messages() -> None:
