@@ -1,7 +1,7 @@
 """The archive that an export writes: a tar, compressed with zstd, that any `tar --zstd` unpacks.
 
-name, size --> header --> bytes as they come --> padding --> zstd --> temporary file
-close --> end of the tar, synced --> linked to its name: whole, or not there
+name, size --> header --> bytes as they come --> padding --> zstd --> file without a name
+close --> end of the tar, synced --> linked to its name: whole, or not there, whoever is killed
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import tarfile
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from task_logger.artifacts import open_unnamed
+from task_logger.errors import TaskLogError
 from task_logger.log_source import SizedSource
 
 if TYPE_CHECKING:
@@ -24,7 +26,10 @@ _LEVEL = 3  # about as quick as the verification is
 
 
 class Archive:
-    """One archive being written; used in `with`, which removes what is not `published`."""
+    """One archive being written; used in `with`, which removes what is not `published`.
+
+    What can't be written raises `TaskLogError`: the reader of a log would take an `OSError` for its own.
+    """
 
     def __init__(self, path: str) -> None:
         """To be at `path`, where nothing may be. Raises `OSError`."""
@@ -36,12 +41,10 @@ class Archive:
         folder = os.path.dirname(os.path.abspath(path))
         if not path or not os.path.isdir(folder):  # else the error would name the temporary file
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), folder if path else "")
-        self._temporary = f"{folder}/.{os.urandom(8).hex()}.tmp"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        self._file = os.fdopen(os.open(self._temporary, flags, 0o600), "wb")
+        descriptor, self._temporary = open_unnamed(folder)
+        self._file = os.fdopen(descriptor, "wb")
         compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
         self._out: Any = compressor.stream_writer(self._file, closefd=False)
-        self._is_open = True
 
     def __enter__(self) -> Archive:
         return self
@@ -49,35 +52,63 @@ class Archive:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._file.close()
-        if self._is_open:
+        try:
+            self._file.close()
+        except OSError:
+            pass  # what is still buffered doesn't fit either, and nobody wants it
+        if self._temporary is not None:
             os.unlink(self._temporary)
 
     def begin(self, name: str, size_bytes: int, *, modified_s: float) -> None:
         """Begin a file of that length; all of its bytes are to be written before the next one."""
         info = tarfile.TarInfo(name)
         info.size, info.mtime, info.mode = size_bytes, int(modified_s), 0o600
-        self._out.write(info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
+        self.write(info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
 
     def write(self, data: bytes | memoryview) -> None:
         """Write some of its bytes."""
-        self._out.write(data)
+        try:
+            self._out.write(data)
+        except OSError as exc:
+            raise unwritable(self.path, exc) from exc
 
     def end(self, size_bytes: int) -> None:
         """End the file."""
-        self._out.write(bytes(-size_bytes % _BLOCK_BYTES))
+        self.write(bytes(-size_bytes % _BLOCK_BYTES))
 
     def publish(self) -> int:
-        """End the archive, and give it its name; returns its length. Raises `OSError`."""
-        self._out.write(bytes(2 * _BLOCK_BYTES))
-        self._out.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        size_bytes = os.fstat(self._file.fileno()).st_size
-        os.link(self._temporary, self.path)
-        os.unlink(self._temporary)
-        self._is_open = False
+        """End the archive, and give it its name; returns its length. Raises `FileExistsError`."""
+        self.write(bytes(2 * _BLOCK_BYTES))
+        try:
+            self._out.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            size_bytes = os.fstat(self._file.fileno()).st_size
+            self._link()
+        except FileExistsError:
+            raise
+        except OSError as exc:
+            raise unwritable(self.path, exc) from exc
         return size_bytes
+
+    def _link(self) -> None:
+        if self._temporary is not None:
+            os.link(self._temporary, self.path)
+            return
+        folder = os.open(os.path.dirname(os.path.abspath(self.path)), os.O_PATH | os.O_DIRECTORY)
+        try:
+            # Only with a dir_fd does os.link call linkat, which follows the link in /proc.
+            name = os.path.basename(self.path)
+            os.link(f"/proc/self/fd/{self._file.fileno()}", name, dst_dir_fd=folder)
+        finally:
+            os.close(folder)
+
+
+def unwritable(path: str, exc: OSError) -> TaskLogError:
+    """Say that the archive at `path` can't be written; raise the result `from exc`."""
+    return TaskLogError(
+        f"the archive {path!r} can't be written: {exc.strerror or exc}; there is none now", path=path
+    )
 
 
 class CopiedFile(SizedSource):

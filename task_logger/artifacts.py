@@ -140,7 +140,7 @@ def new_spool(plan_folder: str, cipher: ArtifactCipher | None = None) -> IO[byte
     folder = f"{plan_folder}/artifacts"
     try:
         _make_folder(folder)
-        descriptor, temporary = _open_unnamed(folder)
+        descriptor, temporary = open_unnamed(folder)
         if temporary is not None:
             os.unlink(temporary)
     except OSError as exc:
@@ -217,7 +217,7 @@ def _is_spool_of(content: IO[bytes], cipher: ArtifactCipher | None) -> bool:
 
 
 def _copy(path: str, artifact: Artifact, fsync: bool, cipher: ArtifactCipher | None) -> None:
-    descriptor, temporary = _open_unnamed(os.path.dirname(path))
+    descriptor, temporary = open_unnamed(os.path.dirname(path))
     try:
         _write_checked(descriptor, path, artifact, cipher)
         if temporary is None:
@@ -263,8 +263,11 @@ def _pieces(file: IO[bytes]) -> Iterator[memoryview]:
         yield buffer[:count_bytes]
 
 
-def _open_unnamed(folder: str) -> tuple[int, str | None]:
-    """Open a new file without a name; where there are none, one with the temporary name that is returned."""
+def open_unnamed(folder: str) -> tuple[int, str | None]:
+    """Open a new file without a name; where there are none, one with the temporary name that is returned.
+
+    Raises `OSError`.
+    """
     if hasattr(os, "O_TMPFILE"):
         try:
             return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600), None

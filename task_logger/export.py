@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, cast
 import orjson
 
 from task_logger import artifacts
-from task_logger.archive import Archive, CopiedFile
+from task_logger.archive import Archive, CopiedFile, unwritable
 from task_logger.codec import timestamp
 from task_logger.compressed_file import open_compressed
 from task_logger.errors import (
@@ -31,7 +31,6 @@ from task_logger.errors import (
     KeyMissing,
     LogNotFound,
     LogUnreadable,
-    TaskLogError,
     read_error,
 )
 from task_logger.findings import Finding, FindingKind, Findings
@@ -98,9 +97,7 @@ def export_plan(
     except OSError as exc:
         if isinstance(exc.filename, str) and exc.filename.startswith(f"{os.path.abspath(plan_folder)}/"):
             raise read_error(plan_folder, exc, "; no archive was written") from exc
-        raise TaskLogError(
-            f"the archive {path!r} can't be written: {exc.strerror or exc}; there is none now", path=path
-        ) from exc
+        raise unwritable(path, exc) from exc
 
 
 class _NamedArtifacts(ArtifactCheck):

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from task_logger.archive import Archive
 from task_logger.artifacts import artifact_path
 from task_logger.compression import compress_log
 from task_logger.errors import ConfigurationError, ExportRefused, LogNotFound, LogUnreadable, TaskLogError
@@ -240,6 +241,16 @@ def test_what_can_not_be_read_or_written_is_named(root: Path, tmp_path: Path) ->
     link.unlink()
     with pytest.raises(TaskLogError, match=r"the archive '.*x{300}' can't be written: File name too long"):
         export_plan(str(plan(root)), str(tmp_path / ("x" * 300)))
+
+
+def test_an_archive_has_no_name_before_it_is_whole(tmp_path: Path) -> None:
+    with Archive(str(tmp_path / "a.tar.zst")) as archive:
+        archive.begin("a", 1, modified_s=0)
+        archive.write(b"x")
+        archive.end(1)
+        assert list(tmp_path.iterdir()) == []  # what a program that is killed now leaves
+        archive.publish()
+    assert unpacked(tmp_path / "a.tar.zst") == {"a": b"x"}
 
 
 def test_while_sixteen_writers_run_no_line_is_lost_doubled_or_in_part(tmp_path: Path) -> None:
