@@ -17,7 +17,7 @@ import hashlib
 import os
 import stat
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Any
 
 from task_logger.abandoned import content_at, pending_names
 from task_logger.codec import read_link
@@ -198,15 +198,17 @@ def _write_compressed(descriptor: int, size_bytes: int, temporary: str) -> bytes
     digest = hashlib.sha256()
     compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
     with _new_file(temporary) as out:
-        with compressor.stream_writer(out, size=size_bytes, closefd=False) as writer:
-            at = 0
-            while at < size_bytes:
-                piece = os.pread(descriptor, min(_COPY_BYTES, size_bytes - at), at)
-                if not piece:
-                    raise OSError(errno.EIO, "it became shorter while it was read")
-                digest.update(piece)
-                writer.write(piece)
-                at += len(piece)
+        # Not in `with`: ended too early, by Ctrl-C or a full disk, it would raise an error of its own.
+        writer: Any = compressor.stream_writer(out, size=size_bytes, closefd=False)
+        at = 0
+        while at < size_bytes:
+            piece = os.pread(descriptor, min(_COPY_BYTES, size_bytes - at), at)
+            if not piece:
+                raise OSError(errno.EIO, "it became shorter while it was read")
+            digest.update(piece)
+            writer.write(piece)
+            at += len(piece)
+        writer.close()
         os.fsync(out.fileno())
     return digest.digest()
 

@@ -93,6 +93,9 @@ class TooManyOpenFiles(LogUnavailable):
         super().__init__(path, "too many files are open", advice="close some, or raise `ulimit -n`")
 
 
+_NO_ROOM = "has no room for what belongs beside it"
+
+
 class LogDiskFull(LogUnavailable):
     """A line did not fit: the first `written_bytes` of its `line_bytes` stay there as an unreadable piece.
 
@@ -106,7 +109,7 @@ class LogDiskFull(LogUnavailable):
         super().__init__(
             path,
             f"{reason} ({free} bytes free)",
-            what=f"took only {written_bytes} of the {line_bytes} bytes of a line",
+            what=f"took only {written_bytes} of the {line_bytes} bytes of a line" if line_bytes else _NO_ROOM,
             advice="all earlier lines are untouched; free some space",
         )
         self.line_bytes = line_bytes

@@ -350,6 +350,30 @@ def test_only_a_plain_log_can_be_compressed(tmp_path: Path, name: str, why: str)
         compress_log(str(tmp_path / "8.x.jsonl"))
 
 
+def test_a_disk_that_is_full_is_named_and_leaves_the_log_as_it_was(tmp_path: Path) -> None:
+    log = tmp_path / "P-1" / "7.random.jsonl"
+    log.parent.mkdir()
+    file = LogFile(str(log))
+    file.append(b'{"filler":"' + os.urandom(400_000).hex().encode() + b'"')
+    file.close()
+    code = (
+        "import resource, sys\nfrom task_logger.cli import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))\nsys.exit(main(sys.argv[1:]))"
+    )
+    export = ("export", "P-1", "--dir", str(tmp_path), "-o", str(tmp_path / "a.tar.zst"))
+    for arguments, said in (
+        (("compress", str(log)), f"the task log '{log}' has no room"),
+        (export, f"the archive '{tmp_path}/a.tar.zst' can't be written: File too large"),
+    ):
+        ended = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+        )
+        assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
+        assert said in ended.stderr
+    assert names(tmp_path) == set()
+    assert names(log.parent) == {log.name}
+
+
 def test_memory_stays_flat_however_well_a_log_is_compressed(tmp_path: Path) -> None:
     log = tmp_path / "P-1" / "7.big.jsonl"
     log.parent.mkdir()
