@@ -31,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from json_repl.stdio import serve
 
         return serve()
+    from task_logger.standard_output import buffer_output
+
+    buffer_output()
     try:
         code = _run(arguments)
         print(end="", flush=True)  # what can't be written is told here, not at exit

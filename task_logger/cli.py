@@ -29,6 +29,7 @@ from task_logger.log_view import (
     show_tree,
 )
 from task_logger.reader import find_logs
+from task_logger.standard_output import buffer_output
 from task_logger.summary import summarize
 from task_logger.task import log_path, log_root, normalize_task_name, plan_folder, task_ids, task_number
 
@@ -42,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run `task-log`; returns its exit code."""
     if sys.stdout is None:
         return _fail("the output can't be written: it is closed", 1)
+    buffer_output()
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # whatever a terminal's encoding lacks
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import resource
 import signal
 import subprocess
 import sys
@@ -101,6 +102,34 @@ def test_output_that_cannot_be_written_is_one_line_on_stderr(log: Path, tmp_path
     closed = [*("sh", "-c", '"$0" -m task_logger ls >&-'), sys.executable]
     ended = subprocess.run(closed, stderr=-1, text=True, check=False, env=environment(tmp_path))
     assert "it is closed" in one_line_error(ended, 1)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("json_repl", "--help"),
+        ("task_logger", "path"),
+        ("task_logger", "show", "--json", "7.user_login.jsonl", "1"),
+    ],
+    ids=" ".join,
+)
+def test_output_of_which_a_part_can_be_written_is_never_taken_for_written(
+    log: Path, tmp_path: Path, command: tuple[str, ...], unbuffered: str
+) -> None:
+    with (tmp_path / "output").open("wb") as output:
+        ended = subprocess.run(
+            [sys.executable, "-m", *command],
+            cwd=log.parent,
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env=environment(tmp_path, PYTHONUNBUFFERED=unbuffered),
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20)),  # no threads here
+        )
+    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
+    assert "File too large" in ended.stderr
 
 
 def test_an_execution_without_a_line_is_shown_running_or_unknown(tmp_path: Path) -> None:
