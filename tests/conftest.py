@@ -14,13 +14,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, configuration, settings
 
 from tests.task_logger.log_check import check_log, is_line
 
 pytest_plugins = ["pytester"]
 
-PATIENCE_S = 20.0
-"""After this, what must happen is taken for failed; never how long something is meant to take."""
+# Hypothesis takes an example of 200 ms for a failure and a second spent on making some for another: on a busy
+# machine any may take that. Fixtures that all examples of a test share are meant, here and everywhere.
+settings.register_profile(
+    "tests",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("tests")
+# Not in the folder above: our packages are imported from it, and a change of it makes a spare kernel stale.
+configuration.set_hypothesis_home_dir(Path(__file__).parent / ".hypothesis")
+
+PATIENCE_S = 40.0
+"""After this, what must happen is taken for failed; never how long something is meant to take.
+
+Less than the 60 s that programs of tests sleep: what is to be ended must not be gone by itself.
+"""
 
 
 @pytest.fixture(scope="session")
@@ -53,16 +68,22 @@ def _every_whole_line_follows_the_schema(
     yield
     validate = _validate_fast(line_schema)
     validate_event = _validate_fast(event_schema)
-    for path in folder.rglob("*.jsonl"):
-        if path.is_file() and not path.is_symlink():
-            path.chmod(0o600)  # a test may have taken the right to read it away
-            with path.open("rb") as file:
-                for raw in file:
-                    piece = raw.removesuffix(b"\n")
-                    if piece.startswith(b'{"plan_id":') and is_line(piece):
-                        validate(json.loads(piece))
-                    elif piece.startswith(b'{"schema":1,"timestamp":') and is_line(piece):
-                        validate_event(json.loads(piece))
+    for path in _logs_below(folder):
+        path.chmod(0o600)  # a test may have taken the right to read it away
+        with path.open("rb") as file:
+            for raw in file:
+                piece = raw.removesuffix(b"\n")
+                if piece.startswith(b'{"plan_id":') and is_line(piece):
+                    validate(json.loads(piece))
+                elif piece.startswith(b'{"schema":1,"timestamp":') and is_line(piece):
+                    validate_event(json.loads(piece))
+
+
+def _logs_below(folder: Path) -> list[Path]:
+    """The logs that a test leaves; what has just been killed may still be removing other folders of its."""
+    names = ((place, name) for place, _, files in os.walk(folder) for name in files)
+    paths = (Path(place, name) for place, name in names if name.endswith(".jsonl"))
+    return [path for path in paths if path.is_file() and not path.is_symlink()]
 
 
 def _validate_fast(validator: Any) -> Callable[[dict[str, Any]], None]:
@@ -115,6 +136,7 @@ class Leakable:
 
 def _leakable() -> Leakable:
     gc.collect()
+    threads = {thread.name for thread in threading.enumerate()}  # first: one that ends now gives more back
     descriptors = {}
     for entry in os.listdir("/proc/self/fd"):
         try:
@@ -122,7 +144,7 @@ def _leakable() -> Leakable:
         except FileNotFoundError:
             pass  # the one that lists the folder
     children = {int(pid) for task in Path("/proc/self/task").iterdir() for pid in _children(task)}
-    return Leakable(descriptors, children, {thread.name for thread in threading.enumerate()})
+    return Leakable(descriptors, children, threads)
 
 
 def _children(task: Path) -> list[str]:
@@ -144,7 +166,7 @@ def no_leaks() -> Iterator[None]:
     """Descriptors, children and threads of this process are at the end what they were at the start."""
     before = _leakable()
     yield
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + PATIENCE_S
     while (after := _leakable()).threads - before.threads and time.monotonic() < deadline:
         for thread in threading.enumerate():
             if thread.name not in before.threads:

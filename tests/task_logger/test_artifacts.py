@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from task_logger.artifacts import artifact_path, get, new_spool, put
@@ -40,7 +40,6 @@ def read(folder: Path, sha256: str) -> bytes:
 
 
 @given(data=st.binary(max_size=200))
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_put_comes_back(tmp_path: Path, data: bytes) -> None:
     stored = put(str(tmp_path), artifact(data))
     assert stored.content is None

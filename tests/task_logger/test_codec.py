@@ -110,7 +110,7 @@ json_values = st.recursive(
 @given(
     code=any_text, stdout=any_text, stderr=any_text, tags=st.dictionaries(any_text, json_values, max_size=3)
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_text_and_any_tags_make_a_line_from_which_nothing_is_lost(
     code: str, stdout: str, stderr: str, tags: dict[str, object]
 ) -> None:
@@ -127,7 +127,7 @@ def test_any_text_and_any_tags_make_a_line_from_which_nothing_is_lost(
 
 
 @given(value=json_values)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_value_comes_back_equal_or_is_marked(value: object) -> None:
     encoded = encode(request(tags={"value": value}), outcome())
     back = fields_of(encoded)["tags"]["value"]
@@ -410,7 +410,6 @@ def test_a_line_with_a_field_of_the_wrong_type_is_named(name: str) -> None:
 
 
 @given(code=any_text, tags=st.dictionaries(any_text, any_text | st.integers(-5, 5) | st.none(), max_size=3))
-@settings(deadline=None)
 def test_a_request_comes_back_exactly(code: str, tags: dict[str, object]) -> None:
     asked = request(code=code, tags=tags, time_limit_s=1.5, allow_input=True, actor="mcp")
     data = encode_request(asked)

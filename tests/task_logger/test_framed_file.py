@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from task_logger.artifacts import artifact_path, get, new_spool, put
@@ -186,7 +186,7 @@ def test_a_descriptor_is_closed_once_whatever_is_in_the_file(tmp_path: Path, no_
             FramedFile(os.open(path, os.O_RDONLY), _cipher(), is_new=False)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(
     pieces=st.lists(st.integers(0, 3 * FRAME_BYTES // 2), max_size=5),
     reads=st.lists(st.tuples(st.integers(0, 4 * FRAME_BYTES), st.integers(0, FRAME_BYTES)), max_size=8),

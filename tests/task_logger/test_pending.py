@@ -114,7 +114,7 @@ def test_the_rest_of_an_older_longer_entry_is_no_entry(tmp_path: Path) -> None:
     assert pending.entries() == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.booleans(), st.text(max_size=300)), min_size=1, max_size=8), st.data())
 def test_a_file_cut_anywhere_holds_whole_entries_or_none(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[bool, str]], data: st.DataObject

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from task_logger.codec import FIRST_PREV, UnreadablePiece, complete, seal, timestamp
@@ -161,7 +161,6 @@ def test_pieces_a_later_line_names_are_reported_and_no_alarm(log: Path) -> None:
 
 
 @given(garbage=st.binary(max_size=300), position=st.integers(0, 4))
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_between_lines_are_reported_and_no_line_is_lost(
     log: Path, garbage: bytes, position: int
 ) -> None:

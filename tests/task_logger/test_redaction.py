@@ -161,7 +161,7 @@ def test_whatever_a_worker_is_not_given_is_hidden(name: str) -> None:
 
 
 @given(st.text("ABCDEKNOPRSTWY_", min_size=1, max_size=20))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_the_rule_for_names_covers_that_of_the_worker(name: str) -> None:
     assert names_a_secret(name) or not looks_secret(name)
 
@@ -278,7 +278,7 @@ def test_a_known_value_is_found_in_every_form(tmp_path: Path, value: str) -> Non
 
 
 @given(before=st.binary(max_size=40), value=st.text(min_size=8, max_size=40), after=st.binary(max_size=40))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_nothing_of_a_value_is_left_in_any_base64_text(before: bytes, value: str, after: bytes) -> None:
     secrets = Secrets({}, {"IT": value})
     text = base64.b64encode(before + value.encode() + after).decode()

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from task_logger import artifacts
@@ -292,7 +292,7 @@ def test_a_piece_behind_the_last_line_that_a_dead_writer_can_have_left_is_not_a_
 CHANGES = st.sampled_from(["delete", "duplicate", "swap", "insert", "alter", "rehash"])
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=300)
 @given(changes=st.lists(st.tuples(CHANGES, st.integers(0, 19), st.integers(0, 19)), min_size=1, max_size=4))
 def test_no_mixture_of_changes_goes_unnoticed_or_breaks_the_verifier(
     log: Path, changes: list[tuple[str, int, int]]
