@@ -14,6 +14,7 @@ import gc
 import json
 import os
 import random
+import shutil
 import signal
 import struct
 import sys
@@ -30,8 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.task_logger.log_check import CheckedLog, check_log
 
 _ACK = struct.Struct("<Q32s")
-_MOST_LOG_BYTES = 2 << 30
-_MOST_SECONDS = 200.0
+_MOST_LOG_BYTES = 1 << 30
+"""From there on lines are short and rare: on a slow machine the kills go on, and no disk gets full."""
+_MOST_SECONDS = 900.0
+"""After this the loop is taken for stuck."""
 _SMALLEST_BYTES = 50
 
 
@@ -48,6 +51,7 @@ class Writing:
     fsync: bool
     bodies: list[bytes]
     cipher: Cipher | None
+    most_log_bytes: int
 
 
 def write_until_killed(path: Path, acks: Path, seed: int, writing: Writing) -> None:
@@ -57,7 +61,11 @@ def write_until_killed(path: Path, acks: Path, seed: int, writing: Writing) -> N
     ack_file = os.open(acks, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     log = LogFile(str(path), fsync=writing.fsync, lock_wait_s=60, cipher=writing.cipher)
     while True:
-        head = log.append(rng.choice(bodies))
+        if log.known_bytes < writing.most_log_bytes:
+            head = log.append(rng.choice(bodies))
+        else:
+            time.sleep(0.01)
+            head = log.append(bodies[0])
         os.write(ack_file, _ACK.pack(head.n, bytes.fromhex(head.hash)))
 
 
@@ -82,7 +90,10 @@ def run(
     ack_folder.mkdir()
     key = _make_key(folder / "key") if encrypted else None
     cipher = None if key is None else cipher_to_write(str(path), key)
-    writing = Writing(fsync=fsync, bodies=make_bodies(largest_bytes), cipher=cipher)
+    most_log_bytes = min(_MOST_LOG_BYTES, shutil.disk_usage(folder).free // 4)
+    writing = Writing(
+        fsync=fsync, bodies=make_bodies(largest_bytes), cipher=cipher, most_log_bytes=most_log_bytes
+    )
     gc.freeze()
     ends_at_s = time.monotonic() + _MOST_SECONDS
     count = 0
@@ -96,14 +107,14 @@ def run(
     killed = 0
     try:
         while killed < kills and time.monotonic() < ends_at_s:
+            if killed % 2:  # the others are killed as they start, or wherever they are by then
+                _let_grow(path, rng.randrange(2 * largest_bytes), most_log_bytes, ends_at_s)
             time.sleep(rng.uniform(0, 0.004))
             victim = rng.randrange(writers)
             os.kill(running[victim], signal.SIGKILL)
             os.waitpid(running[victim], 0)
             killed += 1
             running[victim] = start()
-            if path.exists() and path.stat().st_size > _MOST_LOG_BYTES:
-                break
     finally:
         for pid in running:
             os.kill(pid, signal.SIGKILL)
@@ -112,6 +123,18 @@ def run(
     LogFile(str(path), cipher=cipher).append(b'{"code":"the last line names what the last kills left"')
     found = compare(path, ack_folder, with_rest)
     return found if key is None else found | _decrypted(path, key)
+
+
+def _let_grow(path: Path, by_bytes: int, most_log_bytes: int, ends_at_s: float) -> None:
+    """Wait until the log has grown so much: a writer may need long to start, and none would ever write."""
+    failed = path.with_name("acks") / "failed"
+    wanted_bytes = min(_size(path) + by_bytes, most_log_bytes)
+    while _size(path) < wanted_bytes and not failed.exists() and time.monotonic() < ends_at_s:
+        time.sleep(0.0002)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _make_key(path: Path) -> KeySource:

@@ -22,7 +22,7 @@ def _kill_loop(folder: Path, *arguments: str) -> dict[str, Any]:
         [sys.executable, str(_SCRIPT), str(folder), *arguments],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=1000,
         check=False,
     )
     assert run.returncode == 0, run.stderr
