@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,11 +62,12 @@ def ordinary_user() -> Iterator[OrdinaryUser]:
     if python is None:
         pytest.skip("no Python of this one's version that every user may run")
     uid = os.getuid() or NOBODY
-    folder = Path("/tmp") / f"json-repl-test-{os.getpid()}"  # the tests' own folders are closed to others
-    folder.mkdir()
+    # The tests' own folders are closed to others; and one left by a run that was killed may be anybody's.
+    folder = Path(tempfile.mkdtemp(prefix="json-repl-test-", dir="/tmp"))
     try:
-        os.chown(folder, uid, -1)
         _copy_trees(folder / "site-packages")
+        for path in (folder, *folder.rglob("*")):  # whatever the umask, and the modes in the tree
+            os.chown(path, uid, -1)
         yield OrdinaryUser(uid, python, folder)
     finally:
         shutil.rmtree(folder)

@@ -70,7 +70,7 @@ def test_the_wheel_holds_every_file_of_the_packages_and_nothing_that_was_made_fr
         str(path.relative_to(PROJECT))
         for package in PACKAGES
         for path in (PROJECT / package).rglob("*")
-        if path.is_file() and path.suffix != ".pyc"
+        if path.parent.name != "__pycache__" and path.is_file()  # whoever imports now writes in there
     }
     in_wheel = {name for name in names if name.partition("/")[0] in PACKAGES}
     assert in_wheel == in_tree - {"json_repl/_session_entry.py"}  # which became json_repl_session.py
@@ -110,24 +110,40 @@ def test_the_source_distribution_builds_the_same_wheel(names: set[str], tmp_path
         assert set(archive.namelist()) == names
 
 
+BASE = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def new_environment(folder: Path) -> None:
+    prepare(str(BASE), "-m", "venv", "--without-pip", str(folder))
+
+
+def install(folder: Path, *what: str) -> None:
+    """Install into a virtual environment, with no package index."""
+    options = ["install", "--quiet", "--no-index", "--no-deps", "--disable-pip-version-check", *what]
+    prepare(str(BASE), "-m", "pip", "--python", str(folder / "bin" / "python"), *options)
+
+
+def borrow_dependencies(folder: Path) -> None:
+    """Let a virtual environment import what this one can."""
+    (site,) = (folder / "lib").glob("python*/site-packages")
+    # Of that folder only the packages count: its own .pth files, which lead to this tree, aren't read.
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+
+
+def prepare(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 class Installed:
     """The wheel in a virtual environment of its own, which borrows the dependencies of this one."""
 
     def __init__(self, wheel: Path, folder: Path) -> None:
         self.folder = folder
         self.bin = folder / "venv" / "bin"
-        base = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
-        self._prepare([str(base), "-m", "venv", "--without-pip", str(folder / "venv")])
-        install = ["install", "--quiet", "--no-index", "--no-deps", "--disable-pip-version-check", str(wheel)]
-        self._prepare([str(base), "-m", "pip", "--python", str(self.bin / "python"), *install])
-        (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
-        # Of that folder only the packages count: its own .pth files, which lead to this tree, aren't read.
-        (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
-
-    @staticmethod
-    def _prepare(command: list[str]) -> None:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+        new_environment(folder / "venv")
+        install(folder / "venv", str(wheel))
+        borrow_dependencies(folder / "venv")
 
     def run(self, command: str, *arguments: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         env = {"PATH": os.defpath, "HOME": str(self.folder), "TASK_LOG_DIR": str(self.folder / "logs")}
@@ -200,15 +216,9 @@ def test_kernels_for_this_environment_alone_start_its_interpreter_and_through_ou
 
 @pytest.mark.slow
 def test_an_editable_installation_has_the_kernels_too(tmp_path: Path) -> None:
-    python = tmp_path / "venv" / "bin" / "python"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
-    base = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
-    install = ["install", "--no-deps", "--disable-pip-version-check", "--editable", str(PROJECT)]
-    command = [str(base), "-m", "pip", "--python", str(python), *install]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if "NewConnectionError" in done.stdout + done.stderr:
-        pytest.skip("the package index can't be reached, and the build needs hatchling from there")
-    assert done.returncode == 0, done.stdout + done.stderr
+    new_environment(tmp_path / "venv")
+    borrow_dependencies(tmp_path / "venv")  # of which one builds it
+    install(tmp_path / "venv", "--no-build-isolation", "--editable", str(PROJECT))
     kernels = tmp_path / "venv" / "share" / "jupyter" / "kernels"
     assert sorted(path.parent.name for path in kernels.glob("*/kernel.json")) == list(KERNELS)
 
