@@ -27,6 +27,7 @@ from task_logger.session_log import SessionLog
 from task_logger.summary import summarize
 from task_logger.verification import verify_log
 from task_logger.writer import TaskLogger, new_session_id
+from tests.conftest import WaitUntil
 
 
 @pytest.fixture(autouse=True)
@@ -189,7 +190,9 @@ def test_writers_that_bring_a_log_back_at_once_make_one_chain(tmp_path: Path) ->
     assert verify_log(str(log)).is_yes()
 
 
-def test_no_line_is_lost_between_writers_and_compressors_that_race(tmp_path: Path) -> None:
+def test_no_line_is_lost_between_writers_and_compressors_that_race(
+    tmp_path: Path, wait_until: WaitUntil
+) -> None:
     log = new_log(tmp_path, 1)
     write = (
         "import sys\nfrom task_logger import TaskLogger\n"
@@ -198,15 +201,20 @@ def test_no_line_is_lost_between_writers_and_compressors_that_race(tmp_path: Pat
         "        log.write({'code': sys.argv[2] + ' ' + str(i)})\n"
     )
     compress = (
-        "import sys, time\nfrom task_logger.compression import compress_log\n"
-        "from task_logger.errors import TaskLogError\nend = time.monotonic() + 4\ndone = 0\n"
-        "while time.monotonic() < end:\n"
+        "import select, sys\nfrom task_logger.compression import compress_log\n"
+        "from task_logger.errors import TaskLogError\ndone = 0\n"
+        "while not select.select([sys.stdin], [], [], 0)[0]:\n"
         "    try: compress_log(sys.argv[1]); done += 1\n"
         "    except TaskLogError: pass\n"
         "print(done)\n"
     )
     compressors = [
-        subprocess.Popen([sys.executable, "-c", compress, str(log)], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", compress, str(log)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for _ in range(2)
     ]
     writers = [
@@ -214,6 +222,7 @@ def test_no_line_is_lost_between_writers_and_compressors_that_race(tmp_path: Pat
         for name in "abcd"
     ]
     said = [writer.communicate(timeout=60)[1].decode() for writer in writers]
+    wait_until(compressed(log).exists)
     done = [int(compressor.communicate(timeout=60)[0]) for compressor in compressors]
     assert (said, [writer.returncode for writer in writers]) == ([""] * 4, [0] * 4)
     assert sum(done) > 0

@@ -634,7 +634,7 @@ from task_logger.log_file import LogFile
 
 sys.stdin.readline()
 path = sys.argv[1]
-log = LogFile(path, cipher=cipher_to_write(path, KeySource("file:" + sys.argv[2])))
+log = LogFile(path, lock_wait_s=60, cipher=cipher_to_write(path, KeySource("file:" + sys.argv[2])))
 for number in range(20):
     log.append(b'{"code":"%d"' % os.getpid())
 """

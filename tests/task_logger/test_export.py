@@ -24,6 +24,7 @@ from task_logger.keys import KeySource
 from task_logger.since import since_timestamp
 from task_logger.verification import verify_log
 from task_logger.writer import TaskLogger, new_session_id
+from tests.conftest import WaitUntil
 from tests.task_logger.task_log_command import task_log
 
 
@@ -253,13 +254,19 @@ def test_an_archive_has_no_name_before_it_is_whole(tmp_path: Path) -> None:
     assert unpacked(tmp_path / "a.tar.zst") == {"a": b"x"}
 
 
-def test_while_sixteen_writers_run_no_line_is_lost_doubled_or_in_part(tmp_path: Path) -> None:
+def _line_ends(plan: Path) -> int:
+    return sum(path.read_bytes().count(b"\n") for path in plan.glob("*.jsonl"))
+
+
+def test_while_sixteen_writers_run_no_line_is_lost_doubled_or_in_part(
+    tmp_path: Path, wait_until: WaitUntil
+) -> None:
     root = tmp_path / "root"
     write = (
         "import sys, time\nfrom task_logger import TaskLogger\n"
         "with TaskLogger('P-1', 1 + int(sys.argv[2]) % 4, 'x', log_dir=sys.argv[1]) as log:\n"
         "    print(flush=True)\n"
-        "    for number in range(3000):\n"
+        "    for number in range(1_000_000):\n"
         "        big = 'o' * (1_100_000 if number % 200 == 99 else 10)\n"
         "        time.sleep(0.005)\n"
         "        log.write({'code': f'{sys.argv[2]} {number}', 'stdout': big})\n"
@@ -272,8 +279,9 @@ def test_while_sixteen_writers_run_no_line_is_lost_doubled_or_in_part(tmp_path: 
         for writer in writers:
             assert writer.stdout is not None
             writer.stdout.readline()
-        counts = []
+        counts: list[int] = []
         for number in range(4):
+            wait_until(lambda: _line_ends(plan(root)) > sum(counts[-4:]))
             before = {path.name: path.read_bytes().count(b"\n") for path in plan(root).glob("*.jsonl")}
             archive = tmp_path / f"{number}.tar.zst"
             done = export_plan(str(plan(root)), str(archive))

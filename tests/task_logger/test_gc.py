@@ -24,6 +24,7 @@ from task_logger.garbage import Garbage, find_garbage, remove_garbage
 from task_logger.record import Artifact, ExecutionOutcome, ExecutionRequest, TaskIds
 from task_logger.session_log import SessionLog
 from task_logger.writer import TaskLogger, new_session_id
+from tests.conftest import PATIENCE_S
 from tests.task_logger.task_log_command import task_log
 
 LONG_AGO = 1_000_000_000
@@ -112,7 +113,7 @@ def test_storing_waits_for_one_who_removes_and_stores_what_is_gone_then(plan: Pa
         storing.join(0.2)
         assert storing.is_alive()
         path.unlink()
-    storing.join(10)
+    storing.join(PATIENCE_S)
     assert path.read_bytes() == b"nobody's"
 
 
@@ -273,7 +274,9 @@ def test_no_artifact_of_a_line_is_removed_beside_sessions_that_write(tmp_path: P
     )
     writers = [subprocess.Popen([sys.executable, "-c", write, str(tmp_path), str(n)]) for n in (1, 2, 3)]
     plan, removed = tmp_path / "P-1", 0
-    while any(writer.poll() is None for writer in writers):
+    is_writing = True
+    while is_writing:
+        is_writing = any(writer.poll() is None for writer in writers)
         if plan.is_dir():
             store(plan, b"nobody's")
             for path in (plan / "artifacts").glob("*/*"):

@@ -301,7 +301,7 @@ _SETTLE = (
     "import sys\n"
     "from task_logger.log_file import LogFile\n"
     "from task_logger.settling import settle\n"
-    "settle(sys.argv[1], LogFile(f'{sys.argv[1]}/{sys.argv[2]}'))\n"
+    "settle(sys.argv[1], LogFile(f'{sys.argv[1]}/{sys.argv[2]}', lock_wait_s=60))\n"
 )
 
 _SETTLE_FORKED = (

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -172,32 +170,41 @@ def test_a_run_that_was_killed_is_finished_by_the_next(
         log = LogFile(str(path), cipher=cipher_to_write(str(path), old))
         log.append(b'{"code":"x"')
         log.close()
-    rng = random.Random(5)
     names = sorted(name for name in os.listdir(keys))
-    was_half_done = False
-    for number in range(6):
+    for done in (0, 1, 20, 40, 41):
         before, after = ("old", "new") if _opens(paths[:1], old) == [True] else ("new", "old")
-        run = subprocess.Popen(
-            [sys.executable, "-m", "task_logger", "rekey"],
+        killed = subprocess.run(
+            [sys.executable, "-c", _REKEY_UNTIL_KILLED, str(done)],
             env=os.environ
             | {"TASK_LOG_KEY": f"file:{tmp_path / before}", "TASK_LOG_NEW_KEY": f"file:{tmp_path / after}"},
             stdout=subprocess.DEVNULL,
+            check=False,
         )
-        first = (keys / "1.name.key").stat().st_ino
-        deadline = time.monotonic() + 60
-        while (keys / "1.name.key").stat().st_ino == first and time.monotonic() < deadline:
-            pass  # it has begun when the first header is another file
-        if number % 2:  # the others are killed at once, with most headers still to come
-            time.sleep(rng.uniform(0, 0.05))
-        os.kill(run.pid, signal.SIGKILL)
-        run.wait()
+        assert killed.returncode == (0 if done == 41 else -signal.SIGKILL)  # there are 41 headers
         opened = [_opens(paths, _key(tmp_path, name)) for name in ("old", "new")]
         assert [one or other for one, other in zip(*opened, strict=True)] == [True] * len(paths)
-        was_half_done |= any(opened[0]) and any(opened[1])
+        assert (any(opened[0]) and any(opened[1])) == (done in (1, 20))  # the last is that of the plan
         rekey(str(log_root / "P"), _key(tmp_path, before), _key(tmp_path, after))
         assert _opens(paths, _key(tmp_path, after)) == [True] * len(paths)
-    assert was_half_done
     assert sorted(name for name in os.listdir(keys) if not name.endswith(".tmp")) == names
+
+
+_REKEY_UNTIL_KILLED = """
+import os, signal, sys
+from task_logger.cli import main
+
+rename, left = os.rename, int(sys.argv[1])
+
+def rename_or_die(*paths):
+    global left
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    rename(*paths)
+
+os.rename = rename_or_die
+sys.exit(main(["rekey"]))
+"""
 
 
 def test_a_header_that_cannot_be_written_leaves_the_old_one(
