@@ -257,6 +257,7 @@ def test_a_path_that_cannot_be_a_log_is_refused_with_its_reason_and_nothing_is_c
 ) -> None:
     path, reason = _make_refused(kind, tmp_path)
     there = {entry.name: entry.lstat().st_mtime_ns for entry in tmp_path.iterdir()}
+    gc.collect()  # of earlier tests: it must not close anything in between
     descriptors = len(os.listdir("/proc/self/fd"))  # counted, not used
     with pytest.raises(LogPathRefused) as refused:
         LogFile(path)
@@ -445,6 +446,7 @@ def test_waits_that_were_given_up_leave_no_lock_thread_or_descriptor(
     path = tmp_path / "log.jsonl"
     holder = LogFile(str(path))
     log = LogFile(str(path), lock_wait_s=0.001)
+    gc.collect()  # of earlier tests: it must not close anything in between
     descriptors = len(os.listdir("/proc/self/fd"))  # counted, not used
     threads = len(os.listdir("/proc/self/task"))
     assert holder._descriptor.try_lock()
@@ -739,6 +741,7 @@ def test_threads_share_a_task_logger(flow: Path) -> None:
 
 
 def test_fifty_loggers_in_one_process_leak_no_descriptor(flow: Path) -> None:
+    gc.collect()  # of earlier tests: it must not close anything in between
     descriptors = len(os.listdir("/proc/self/fd"))  # counted, not used
     for _ in range(3):
         with contextlib.ExitStack() as stack:
