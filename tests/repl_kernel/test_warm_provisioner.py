@@ -226,7 +226,7 @@ def test_an_isolated_kernel_starts_though_the_worker_in_reserve_has_died(
     (keeper,) = spare.children()
     (worker,) = keeper.children()
     worker.kill()
-    wait_until(lambda: not worker.is_running())
+    wait_until(lambda: not lives(worker))
     kernel = start(kernel_name=ISOLATED, cwd=str(tmp_path))
     assert kernel.is_warm
     assert kernel.value("import os\nos.getcwd()") == str(tmp_path)
@@ -242,7 +242,7 @@ def test_a_kernel_that_needs_no_worker_has_none_of_its_spares(
     assert kernel.is_warm
     assert kernel.process.pid == spare.pid
     assert len(reserve) == 2
-    assert not any(process.is_running() for process in reserve)
+    assert not any(map(lives, reserve))
     waits = "import os\ntry:\n    os.wait()\nexcept ChildProcessError as exc:\n    told = exc.errno\ntold"
     assert kernel.value(waits) == errno.ECHILD
 
@@ -478,7 +478,7 @@ def test_nothing_outlives_a_manager_that_shuts_nothing_down(
         manager.kill()
     manager.stdin.close()
     manager.wait(PATIENCE_S)
-    wait_until(lambda: not any(process.is_running() for process in below))
+    wait_until(lambda: not any(map(lives, below)))
     assert folder.exists() is is_killed  # the next manager removes it
     for stream in (manager.stdout, manager.stderr):
         stream.close()
@@ -503,7 +503,7 @@ def test_a_spare_that_is_still_loading_ends_with_its_manager_too(
         assert manager.stdout.readline() == b"spawned\n"
         below = psutil.Process(manager.pid).children(recursive=True)
         manager.send_signal(signal.SIGKILL)
-    wait_until(lambda: not any(process.is_running() for process in below))
+    wait_until(lambda: not any(map(lives, below)))
 
 
 def test_a_folder_left_by_a_killed_manager_is_removed_one_in_use_stays(
@@ -529,6 +529,14 @@ def test_a_folder_left_by_a_killed_manager_is_removed_one_in_use_stays(
         )
     finally:
         shutil.rmtree(short)
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether it is there, and hasn't only to be reaped: by its parent, or by whoever adopted it."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def spares_below(pid: int) -> list[psutil.Process]:
