@@ -10,7 +10,8 @@ from __future__ import annotations
 import base64
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from IPython.core import page
@@ -124,6 +125,14 @@ class WorkerShell(InteractiveShell):
             else {"text/plain": text}
         )
         self._pay({"source": "page", "data": data, "start": max(0, start)}, data)
+
+    @contextmanager
+    def _tee(self, channel: str) -> Iterator[None]:
+        """Keep no copy of what is written: the task log has it, and it would fill the worker's memory.
+
+        IPython's fails at a `sys.stdout` of `None`, and no cell could set another.
+        """
+        yield
 
     def set_next_input(self, text: str, replace: bool = False) -> None:
         """Have the front end offer a text as the next cell."""

@@ -237,3 +237,13 @@ def test_a_debugger_finds_the_last_exception(caller: Caller) -> None:
     answers = iter(["p culprit + 41", "q"])
     outcome = caller.run("%debug", on_input=lambda *_: next(answers))
     assert "41" in outcome.stdout
+
+
+def test_what_is_printed_is_not_kept_in_the_worker(caller: Caller) -> None:
+    caller.run("print('x' * 1000)")
+    assert caller.value("dict(get_ipython().history_manager.outputs)") == "{}"
+
+
+def test_a_cell_without_a_stdout_costs_no_other_its_own(caller: Caller) -> None:
+    caller.run("import sys; sys.stdout, kept = None, sys.stdout")
+    assert caller.run("sys.stdout = kept; print('again')").stdout == "again\n"
