@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from json_repl.errors import SessionError
 from json_repl.notebook_task import notebook_task
+from json_repl.own_process import shield_process
 from json_repl.session import Session
 from repl_kernel.errors import KernelError, RequestRefused
 from repl_kernel.reserve import start_reserve
@@ -37,6 +38,7 @@ def run_isolated(arguments: Sequence[str], spawned: SpawnedKeeper | None = None)
 
     session: KernelSession
     try:
+        shield_process()
         session = _open(spawned)
     except (KernelError, TaskLogError) as exc:
         session = RefusingSession(f"{exc}; nothing has run")

@@ -1,6 +1,6 @@
 """What is set for a whole process, in processes of ours: never in a host program.
 
-the commands serve, run, demo --> shield_process, before any code runs --> Session
+serve, run, demo, tap, and the isolated kernel --> shield_process, before any code runs --> Session
 """
 
 from __future__ import annotations

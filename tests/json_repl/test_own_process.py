@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -176,3 +177,22 @@ def test_run_is_shielded_and_a_program_that_it_starts_is_not(tmp_path: Path) -> 
         check=True,
     )
     assert shown.stdout.split() == ["0", "1"]
+
+
+KERNEL = """
+import ctypes, sys
+from json_repl.isolated_kernel import run_isolated
+try:
+    run_isolated(["--version"])
+except SystemExit:
+    pass
+sys.exit(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))  # PR_GET_DUMPABLE
+"""
+
+
+def test_an_isolated_kernel_is_shielded_as_our_commands_are(tmp_path: Path) -> None:
+    environment = {**os.environ, "TASK_LOG_DIR": str(tmp_path), "IPYTHONDIR": str(tmp_path)}
+    ran = subprocess.run(
+        [sys.executable, "-c", KERNEL], env=environment, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
