@@ -145,6 +145,10 @@ class RecordedKernel(IPythonKernel):
         except KeyboardInterrupt:
             execution.was_interrupted = True
             raise
+        except Exception as exc:  # of ipykernel's own handler: it has told nobody
+            error = {"ename": type(exc).__name__, "evalue": str(exc), "traceback": []}
+            self.take("error", error, msg_id, None)
+            raise
         finally:
             _current.reset(token)
             self._finish(msg_id, None)  # nothing is left to do where there was a reply

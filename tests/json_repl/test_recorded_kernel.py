@@ -338,6 +338,27 @@ def test_a_request_that_makes_no_sense_is_answered(kernel: Kernel, kind: str, co
     assert len(kernel.lines()) == count
 
 
+def test_the_line_of_a_cell_that_the_kernel_fails_at_says_why(kernel: Kernel) -> None:
+    kernel.run(
+        """
+        import sys
+        class FailsOnce:
+            kept = sys.stdout
+            def flush(self): pass
+            @property
+            def write(self):
+                sys.stdout = self.kept
+                raise AttributeError('nothing to write with')
+        sys.stdout = FailsOnce()
+        """
+    )
+    ran = kernel.run("1 + 1")
+    assert "nothing to write with" in ran.reply["evalue"]
+    line = kernel.line_of(ran)
+    assert (line["status"], line["error"]["type"]) == ("error", "AttributeError")
+    assert line["stderr"] == "AttributeError: nothing to write with\n"
+
+
 def test_interrupting_a_cell_is_recorded_and_the_kernel_goes_on(kernel: Kernel) -> None:
     for code in (
         "import time\nprint('started', flush=True)\ntime.sleep(600)",
