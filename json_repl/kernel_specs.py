@@ -20,6 +20,9 @@ KERNEL_NAMES = ("json_repl", "json_repl_isolated")
 
 _SPEC_FILE = "kernel.json"
 
+_MANAGERS_OWN = ("python", f"python{sys.version_info[0]}", "python{}.{}".format(*sys.version_info))
+"""Bare names in whose place jupyter_client starts the manager's interpreter, which is there."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundSpec:
@@ -120,6 +123,8 @@ def _look_at(name: str, folder: str) -> FoundSpec:
             spec = json.load(file)
         command, environment = spec["argv"], spec.get("env", {})
         "".join((*command, *environment, *environment.values()))  # raises where one of them is no text
+        if not isinstance(command, list):
+            raise TypeError  # noqa: TRY301  # as what else is none
         interpreter = command[0]
         display_name = str(spec.get("display_name", name))
         provisioner = spec.get("metadata", {}).get("kernel_provisioner", {}).get("provisioner_name")
@@ -144,9 +149,8 @@ def _look_at(name: str, folder: str) -> FoundSpec:
 
 
 def _problem(interpreter: str, provisioner: str | None) -> str | None:
-    # A bare "python" becomes the manager's own interpreter, which exists.
     path = os.path.expanduser(interpreter)
-    if not interpreter.startswith("python") and shutil.which(path) is None:
+    if interpreter not in _MANAGERS_OWN and shutil.which(path) is None:
         return f"{interpreter} is not there, or can't be run"
     if provisioner is not None:
         from importlib.metadata import entry_points

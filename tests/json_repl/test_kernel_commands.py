@@ -172,11 +172,18 @@ def test_the_list_tells_ours_from_others_and_names_what_is_broken(run: Run, tmp_
         "gone": {"argv": ["/nowhere/python", *spec["argv"][1:]]},
         "unknown": {"metadata": {"kernel_provisioner": {"provisioner_name": "nobody-has-it"}}},
         "other": {"argv": [sys.executable, "-m", "other_kernel"]},
+        "older": {"argv": ["python1.5", *spec["argv"][1:]]},
     }
     for name, change in changes.items():
         (folder / name).mkdir()
         (folder / name / "kernel.json").write_text(json.dumps({**spec, **change}), encoding="utf-8")
-    for name, text in {"damaged": "[", "nested": "[" * 10**5, "odd": '{"argv": [5]}'}.items():
+    damaged = {
+        "damaged": "[",
+        "nested": "[" * 10**5,
+        "odd": '{"argv": [5]}',
+        "line": '{"argv": "python -m x"}',
+    }
+    for name, text in damaged.items():
         (folder / name).mkdir()
         (folder / name / "kernel.json").write_text(text, encoding="utf-8")
     done = run("json-repl", "kernel", "list", "--json")
@@ -190,8 +197,9 @@ def test_the_list_tells_ours_from_others_and_names_what_is_broken(run: Run, tmp_
         "gone": (True, "/nowhere/python is not there, or can't be run"),
         "unknown": (True, "its provisioner nobody-has-it is not installed in this environment"),
         "other": (False, None),
+        "older": (True, "python1.5 is not there, or can't be run"),
         **dict.fromkeys(
-            ("damaged", "nested", "odd"),
+            damaged,
             (False, "kernel.json can't be read: it is no kernel specification"),
         ),
     }
