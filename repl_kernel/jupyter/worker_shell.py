@@ -213,7 +213,10 @@ def _await_waiters_for_programs() -> None:
 
 def _only_alone(name: str, about: str) -> Callable[[str], None]:
     def command(_line: str) -> None:
-        raise UsageError(f"%{name} must be the only line of its cell: the kernel does it, not the code")
+        raise UsageError(
+            f"%{name} works alone in its cell, in the kernel json_repl_isolated: that does it, not the code "
+            "(in Python: a Session's methods; with json-repl run: --kernel json_repl_isolated)"
+        )
 
     command.__name__ = command.__qualname__ = name
     command.__doc__ = about

@@ -257,7 +257,7 @@ def test_a_wrong_rewind_is_one_clear_error_and_changes_nothing(kernel: IsolatedK
     assert gone.reply["ename"] == "SnapshotGone"
     assert "nearest that is kept" in gone.reply["evalue"]
     assert kernel.run("%rewind nowhere").reply["ename"] == "CommandRefused"
-    assert "only line" in kernel.run("x = 1\n%rewind 1").reply["evalue"]
+    assert "alone in its cell" in kernel.run("x = 1\n%rewind 1").reply["evalue"]
     assert kernel.run("here").of("execute_result")[0]["data"]["text/plain"] == "True"
 
 
