@@ -16,6 +16,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from repl_kernel.errors import KernelUnreachable
+from repl_kernel.isolation import worker_environment
 from repl_kernel.jupyter.connection import Connection, read_connection_file
 from repl_kernel.jupyter.guard import END_SIGNAL, FORGET_SIGNAL, INTERRUPT_SIGNAL, TAIL_BYTES
 from repl_kernel.outcome import Death
@@ -30,9 +31,6 @@ _BOOT = (
 _END_LIMIT_S = 5.0
 _LOCAL_PROVISIONERS = ("local-provisioner", "json-repl-warm")
 """What a kernelspec may name and still be started by its command alone."""
-
-_WITHHELD = ("TASK_LOG_KEY",)
-"""Environment variables that no code gets to see."""
 
 
 class KernelProcess:
@@ -144,7 +142,7 @@ def _are_texts(values: Iterable[object]) -> bool:
 
 
 def _environment(of_spec: dict[str, str]) -> dict[str, str]:
-    environment = {key: value for key, value in os.environ.items() if key not in _WITHHELD}
+    environment = worker_environment(os.environ, (), "none")
     own = {key: Template(value).safe_substitute(environment) for key, value in of_spec.items()}
     return {**environment, **own}
 

@@ -403,11 +403,17 @@ def test_a_kernel_of_another_language_runs_and_is_interrupted(
         caller.executor.close()
 
 
-def test_a_kernel_does_not_get_the_key_of_the_log(monkeypatch: pytest.MonkeyPatch, no_leaks: None) -> None:
-    monkeypatch.setenv("TASK_LOG_KEY", "secret")
+def test_a_kernel_does_not_get_the_keys_of_the_log(monkeypatch: pytest.MonkeyPatch, no_leaks: None) -> None:
+    for name in ("TASK_LOG_KEY", "TASK_LOG_NEW_KEY", "TASK_LOG_SEAL_KEY"):
+        monkeypatch.setenv(name, "secret")
     caller = Caller("python3")
     try:
-        assert caller.value("import os\nos.environ.get('TASK_LOG_KEY', 'none')") == "'none'"
+        assert (
+            caller.value(
+                "import os\n[name for name in os.environ if name.startswith('TASK_LOG') and 'KEY' in name]"
+            )
+            == "[]"
+        )
     finally:
         caller.executor.close()
 
