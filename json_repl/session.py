@@ -160,7 +160,7 @@ class Session(Timeline):
         if route == "jupyter":
             from repl_kernel.jupyter.kernel_executor import KernelExecutor
 
-            return KernelExecutor(self._kernel, open_spool=self._keeping.open_spool)
+            return KernelExecutor(self._kernel, task=self.task, open_spool=self._keeping.open_spool)
         from repl_kernel.in_process import LocalExecutor
 
         return LocalExecutor(

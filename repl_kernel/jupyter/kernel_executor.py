@@ -34,6 +34,7 @@ from task_logger.record import (
     OutputName,
     Route,
     Status,
+    TaskIds,
 )
 
 _ANSWER_LIMIT_S = 0.9
@@ -60,12 +61,15 @@ class KernelExecutor:
     route: Route = "jupyter"
     isolation: Isolation = "external"
 
-    def __init__(self, kernel: str, *, open_spool: OpenSpool = open_temporary_spool) -> None:
+    def __init__(
+        self, kernel: str, *, task: TaskIds | None = None, open_spool: OpenSpool = open_temporary_spool
+    ) -> None:
         """Start the kernel of that name, or connect to the one whose connection file that is.
 
-        Raises `KernelUnreachable`, and nothing is left then.
+        Code in a kernel that is started here sees the ids of `task` as FLOW_*; `None` leaves these variables
+        as they are here. Raises `KernelUnreachable`, and nothing is left then.
         """
-        self._hold = KernelHold(kernel)
+        self._hold = KernelHold(kernel, task)
         self._open_spool = open_spool
         self._interruption = KernelInterruption()
         self._late = LateCollector(open_spool)

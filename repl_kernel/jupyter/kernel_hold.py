@@ -14,6 +14,7 @@ from repl_kernel.jupyter.connection import read_connection_file
 from repl_kernel.jupyter.kernel_link import KernelLink
 from repl_kernel.jupyter.kernel_process import KernelProcess
 from repl_kernel.outcome import Death
+from task_logger.record import TaskIds
 
 _START_LIMIT_S = 60.0
 """How long a kernel may take to start: Julia's compiles much of itself."""
@@ -25,16 +26,20 @@ _SHUTDOWN_LIMIT_S = 0.8
 class KernelHold:
     """At most one kernel; `link` is `None` without one."""
 
-    def __init__(self, kernel: str) -> None:
-        """None yet; `kernel` is the name of one to start, or the connection file of one that runs."""
+    def __init__(self, kernel: str, task: TaskIds | None) -> None:
+        """None yet; `kernel` is the connection file of one that runs, or the name of one to start.
+
+        `task` is for that, see `KernelProcess`.
+        """
         self.is_ours = not is_connection_file(kernel)
         self.link: KernelLink | None = None
         self._kernel = kernel
+        self._task = task
         self._process: KernelProcess | None = None
 
     def open(self) -> KernelLink:
         """Start the kernel, or connect to it; raises `KernelUnreachable`, and there is none then."""
-        process = KernelProcess(self._kernel) if self.is_ours else None
+        process = KernelProcess(self._kernel, self._task) if self.is_ours else None
         connection = process.connection if process is not None else read_connection_file(self._kernel)
         self._process = process
         try:

@@ -24,6 +24,8 @@ from repl_kernel.outcome import Death
 if TYPE_CHECKING:
     from jupyter_client.manager import KernelManager
 
+    from task_logger.record import TaskIds
+
 _BOOT = (
     "import sys;sys.path.append(sys.argv.pop(1));"
     "from repl_kernel.jupyter.guard import main;main(sys.argv[1:])"
@@ -36,8 +38,11 @@ _LOCAL_PROVISIONERS = ("local-provisioner", "json-repl-warm")
 class KernelProcess:
     """One running kernel that is ours; `connection` says where it listens, once it does."""
 
-    def __init__(self, name: str) -> None:
-        """Start it; raises `KernelUnreachable`, and nothing is left then."""
+    def __init__(self, name: str, task: TaskIds | None) -> None:
+        """Start it; its code sees the ids of `task` as FLOW_*, with `None` those in the environment here.
+
+        Raises `KernelUnreachable`, and nothing is left then.
+        """
         if sys.platform != "linux":
             raise KernelUnreachable(
                 f"a kernel is started on Linux, this is {sys.platform}; start it yourself, and give its "
@@ -54,7 +59,7 @@ class KernelProcess:
             self.connection: Connection = read_connection_file(path)
             spec: Any = manager.kernel_spec
             self.interrupts_by_message: bool = spec.interrupt_mode == "message"
-            self._process = _spawn(folder, manager.format_kernel_cmd(), _environment(spec.env))
+            self._process = _spawn(folder, manager.format_kernel_cmd(), _environment(spec.env, task))
         except BaseException:
             _remove(folder)
             raise
@@ -141,10 +146,24 @@ def _are_texts(values: Iterable[object]) -> bool:
     return all(isinstance(value, str) for value in values)
 
 
-def _environment(of_spec: dict[str, str]) -> dict[str, str]:
+def _environment(of_spec: dict[str, str], task: TaskIds | None) -> dict[str, str]:
     environment = worker_environment(os.environ, (), "none")
+    if task is not None:
+        environment["FLOW_PLAN_ID"] = _passable(task.plan_id)
+        environment["FLOW_TASK_ID"] = _passable(task.task_id)
+        environment["FLOW_TASK_NAME"] = _passable(task.task_name)
     own = {key: Template(value).safe_substitute(environment) for key, value in of_spec.items()}
     return {**environment, **own}
+
+
+def _passable(text: str) -> str:
+    """A text as an environment can hold it: what it can't is escaped."""
+    safe = text.replace("\0", "\\x00")
+    try:
+        os.fsencode(safe)
+    except UnicodeEncodeError:
+        return safe.encode("utf-8", "backslashreplace").decode()
+    return safe
 
 
 def _spawn(folder: str, command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
