@@ -22,7 +22,7 @@ from repl_kernel.jupyter.kernel_hold import KernelHold
 from repl_kernel.jupyter.kernel_link import KernelLink
 from repl_kernel.jupyter.kernel_outcome import completed, died, failed
 from repl_kernel.jupyter.kernel_run import End, KernelInterruption, KernelRun, is_idle
-from repl_kernel.jupyter.observation import ObservedExecution
+from repl_kernel.jupyter.observation import ObservedExecution, is_stderr, late_text
 from repl_kernel.jupyter.wire import Message
 from repl_kernel.late import LateCollector
 from task_logger.record import (
@@ -217,14 +217,13 @@ class KernelExecutor:
         """Take in what belongs to no execution that runs here: threads of earlier ones write it."""
         if self._unfinished is not None and is_idle(message, self._unfinished[0]):
             self._unfinished = None
-        if message.type != "stream" or message.parent_type in _QUESTIONS:
-            return
-        if not isinstance(text := message.content.get("text"), str):
+        text = late_text(message.type, message.content)
+        if not text or message.parent_type in _QUESTIONS:
             return
         seq = self._executions.get(message.parent_id)
         if seq is None and message.parent_id and not self._hold.is_ours:
             return  # another client's
-        name: OutputName = "stderr" if message.content.get("name") == "stderr" else "stdout"
+        name: OutputName = "stderr" if is_stderr(message.type, message.content) else "stdout"
         self._late.of(name, seq).feed(text.encode("utf-8", "surrogatepass"))
 
     def _remember(self, message_id: str, seq: int) -> None:

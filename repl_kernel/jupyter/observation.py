@@ -186,6 +186,22 @@ def _traceback_of(content: Mapping[str, Any], *, has_own: bool = True) -> str:
     return text if text.endswith("\n") else text + "\n"
 
 
+def late_text(msg_type: str, content: Mapping[str, Any]) -> str:
+    """What can be kept of a message of no open execution: its text."""
+    if msg_type == "stream":
+        return str(content.get("text", ""))
+    if msg_type == "error":
+        return _traceback_of(content)
+    if msg_type in DISPLAY_KINDS and isinstance(data := content.get("data"), Mapping):
+        return str(data.get("text/plain", "")) + "\n"
+    return ""
+
+
+def is_stderr(msg_type: str, content: Mapping[str, Any]) -> bool:
+    """Whether it is of stderr what can be kept of a message."""
+    return msg_type == "error" or content.get("name") == "stderr"
+
+
 def plain_text(text: str) -> str:
     """The text without the codes that color it on a terminal."""
     return _TERMINAL_CODES.sub("", text) if "\x1b" in text else text

@@ -16,9 +16,8 @@ from time import perf_counter_ns
 from types import CodeType
 from typing import IO, Any, Protocol
 
-from repl_kernel.displays import DISPLAY_KINDS
 from repl_kernel.errors import RequestRefused
-from repl_kernel.jupyter.observation import ObservedExecution, plain_text
+from repl_kernel.jupyter.observation import ObservedExecution, is_stderr, late_text
 from repl_kernel.jupyter.recorded_session import bytes_of
 from repl_kernel.late import LateCollector
 from repl_kernel.namespace import NamespaceWatcher
@@ -126,10 +125,10 @@ class Recording:
         with self._turn:
             owner = parent_id if origin is None else origin
             execution = self._open.get(owner) if owner is not None else None
-            name: OutputName = "stderr" if _is_stderr(msg_type, content) else "stdout"
+            name: OutputName = "stderr" if is_stderr(msg_type, content) else "stdout"
             if execution is None:
                 seq = self._seqs.get(owner) if owner is not None else None
-                if text := _late_text(msg_type, content):
+                if text := late_text(msg_type, content):
                     self._late.of(name, seq).feed(bytes_of(text))
             elif msg_type == "stream" and isinstance(content.get("text"), str):
                 execution.observed.take_output(name, bytes_of(content["text"]))
@@ -251,21 +250,6 @@ def _joined(codes: Sequence[CodeType]) -> CodeType | None:
 
 
 _NO_CODE = compile("", "<statements of one cell>", "exec")
-
-
-def _is_stderr(msg_type: str, content: Mapping[str, Any]) -> bool:
-    return msg_type == "error" or content.get("name") == "stderr"
-
-
-def _late_text(msg_type: str, content: Mapping[str, Any]) -> str:
-    """What can be kept of a message of no open execution: its text."""
-    if msg_type == "stream":
-        return str(content.get("text", ""))
-    if msg_type == "error":
-        return plain_text("\n".join(map(str, content.get("traceback") or ()))) + "\n"
-    if msg_type in DISPLAY_KINDS and isinstance(data := content.get("data"), Mapping):
-        return str(data.get("text/plain", "")) + "\n"
-    return ""
 
 
 def _listed(seqs: Sequence[int]) -> str:

@@ -12,10 +12,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
 
 from repl_kernel.jupyter.gaps import GapCounter
-from repl_kernel.jupyter.observation import OBSERVED, ObservedExecution
+from repl_kernel.jupyter.observation import OBSERVED, ObservedExecution, is_stderr, late_text
 from repl_kernel.jupyter.recording import Recorder
 from repl_kernel.jupyter.wire import Message
 from repl_kernel.late import LateCollector
@@ -216,12 +215,10 @@ class TappedExecutions:
         return replace(request, tags=tags, timestamp=began)
 
     def _take_late(self, message: Message) -> None:
-        text: Any = message.content.get("text")
-        if message.type != "stream" or not isinstance(text, str):
-            return
-        name: OutputName = "stderr" if message.content.get("name") == "stderr" else "stdout"
-        seq = self._seqs.get(message.parent_id)
-        self._late.of(name, seq).feed(text.encode("utf-8", "surrogatepass"))
+        name: OutputName = "stderr" if is_stderr(message.type, message.content) else "stdout"
+        if text := late_text(message.type, message.content):
+            seq = self._seqs.get(message.parent_id)
+            self._late.of(name, seq).feed(text.encode("utf-8", "surrogatepass"))
 
     @property
     def has_late_output(self) -> bool:

@@ -246,3 +246,17 @@ def test_silent_executions_are_told_and_their_output_is_late() -> None:
     assert "did not publish" in lines.told[0]
     [(_, outcome)] = lines.lines
     assert (outcome.stdout, [late.text for late in outcome.late_output]) == ("loud", ["quiet"])
+
+
+def test_what_is_shown_after_an_execution_is_late_output_of_the_next() -> None:
+    kernel = Kernel()
+    first = kernel.execution("m1")
+    late = [
+        kernel.say("display_data", "m1", data={"text/plain": "shown"}),
+        kernel.say("error", "m1", ename="E", evalue="why", traceback=5),
+    ]
+    [_, (_, outcome)] = tapped([*first, *late, *kernel.execution("m2", count=2)]).lines
+    assert [(output.name, output.text, output.seq) for output in outcome.late_output] == [
+        ("stdout", "shown\n", 1),
+        ("stderr", "E: why\n", 1),
+    ]
