@@ -55,12 +55,13 @@ class ObservedExecution:
         self._error: Mapping[str, Any] | None = None
         self._reply: Mapping[str, Any] | None = None
         self._stderr_end = b""
-        self._unreadable = 0
+        self.unreadable = 0
+        """Messages whose content is none: they are counted, and become a notice."""
 
     def take(self, msg_type: str, content: Mapping[str, Any]) -> None:
         """Take in a message of the execution; types that say nothing of it are ignored.
 
-        A content that is none is counted, and becomes a notice. Raises what the callbacks raise.
+        Raises what the callbacks raise.
         """
         if msg_type == "stream":
             self._take_stream(content)
@@ -90,7 +91,7 @@ class ObservedExecution:
     def _take_stream(self, content: Mapping[str, Any]) -> None:
         text = content.get("text")
         if not isinstance(text, str):
-            self._unreadable += 1
+            self.unreadable += 1
             return
         self.take_output(
             "stderr" if content.get("name") == "stderr" else "stdout", text.encode("utf-8", "surrogatepass")
@@ -113,7 +114,7 @@ class ObservedExecution:
         try:
             self._displays.take(message)
         except (KeyError, TypeError, ValueError):
-            self._unreadable += 1
+            self.unreadable += 1
             return
         if self._on_display is not None:
             self._on_display(message)
@@ -139,9 +140,9 @@ class ObservedExecution:
         gathered = Gathered(route, isolation, (self._stdout, self._stderr))
         gathered.displays = self._displays
         gathered.notices += notices
-        if self._unreadable:
+        if self.unreadable:
             gathered.notices.append(
-                f"{self._unreadable} messages of the kernel made no sense and are left out"
+                f"{self.unreadable} messages of the kernel made no sense and are left out"
             )
         if status is None:
             status = _status_of(error)

@@ -157,6 +157,8 @@ class TappedExecutions:
                 gap = f"messages that did not come: {lost} (output that was dropped, or questions for input)"
         if gap is not None:
             execution.gaps.append(gap)
+        if unreadable := execution.observed.unreadable:
+            execution.gaps.append(f"messages that made no sense, and are left out: {unreadable}")
         status: Status | None = None if end is not None else "unknown"
         outcome = execution.observed.outcome(
             route="jupyter",

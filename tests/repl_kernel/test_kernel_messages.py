@@ -260,3 +260,11 @@ def test_what_is_shown_after_an_execution_is_late_output_of_the_next() -> None:
         ("stdout", "shown\n", 1),
         ("stderr", "E: why\n", 1),
     ]
+
+
+def test_messages_that_make_no_sense_are_a_marked_gap() -> None:
+    kernel = Kernel()
+    cell = kernel.execution("m1", "a")
+    odd = [kernel.say("stream", "m1", name="stdout", text=5), kernel.say("display_data", "m1", data=5)]
+    [(request, _)] = tapped([*cell[:-1], *odd, cell[-1]]).lines
+    assert "made no sense, and are left out: 2" in str(request.tags["gap"])
