@@ -11,7 +11,8 @@ from typing import NamedTuple
 COMMANDS = {
     "rewind": """Go back: make the state after a cell the live one.
 
-%rewind N    N is the number of a cell, as in In[N]; 0 is the empty namespace
+%rewind N    N is the number of a cell, as in In[N]; 0 is the empty namespace, after %branch the state
+             that the branch began with
 
 Variables, imports and functions are then as they were right after that cell. Numbers go on. Files,
 databases and programs outside don't go back. %snapshots lists the states that are kept.

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -70,6 +71,8 @@ class KernelSessions:
     def __init__(self, first: KernelSession) -> None:
         self.current = first
         self._all = {first.session_id: first}
+        self._origins: dict[str, str] = {}
+        """Of each session that is a branch the state that it began with, as `parent` names it."""
 
     def run(self, command: Command, code: str, tags: Mapping[str, object]) -> ExecutionRecord:
         """Do what a command says, and record it in the session that it was given in."""
@@ -84,7 +87,7 @@ class KernelSessions:
             if command.name == "rewind":
                 seq = _number(command)
                 notices = [str(notice) for notice in _listed(session.rewind(seq)["notices"])]
-                text, parent = _rewound(seq), f"{session.session_id}:{seq}"
+                text, parent = self._rewound(session, seq), self._name(session, seq)
             elif command.name == "branch":
                 text = self._branch(session, command)
             elif command.argument:
@@ -116,11 +119,24 @@ class KernelSessions:
         seq = _number(command)
         other = session.branch(seq)
         self._all[other.session_id] = other
+        self._origins[other.session_id] = self._name(session, seq)
         self.current = other
         return (
             f"cells run in session {other.session_id} now, which begins with the state after {seq}\n"
             f"of session {session.session_id}; %branch {session.session_id} goes back to that\n"
         )
+
+    def _rewound(self, session: KernelSession, seq: int) -> str:
+        if seq:
+            return f"the state after cell {seq} is live\n"
+        if session.session_id in self._origins:
+            return "the state that this session began with is live\n"
+        return "the namespace is empty, as it was at first\n"
+
+    def _name(self, session: KernelSession, seq: int) -> str:
+        """The state after a cell, as `parent` names it."""
+        origin = self._origins.get(session.session_id)
+        return origin if seq == 0 and origin is not None else f"{session.session_id}:{seq}"
 
     def close(self) -> None:
         """Close them all; idempotent."""
@@ -142,7 +158,7 @@ def refused_outcome(name: str, message: str, isolation: Isolation) -> ExecutionO
 
 
 def _number(command: Command) -> int:
-    if not command.argument.isascii() or not command.argument.isdigit():
+    if not re.fullmatch("[0-9]{1,18}", command.argument):  # no number of a cell is longer
         raise CommandRefused(
             f"%{command.name} needs the number of a cell, as in In[3]; not {command.argument!r}"
         )
@@ -151,10 +167,6 @@ def _number(command: Command) -> int:
 
 def _listed(value: object) -> Sequence[object]:
     return value if isinstance(value, (list, tuple)) else ()
-
-
-def _rewound(seq: int) -> str:
-    return f"the state after cell {seq} is live\n" if seq else "the namespace is empty, as it was at first\n"
 
 
 def _states(session: KernelSession) -> str:

@@ -256,7 +256,8 @@ def test_a_wrong_rewind_is_one_clear_error_and_changes_nothing(kernel: IsolatedK
     gone = kernel.run("%rewind 99999")
     assert gone.reply["ename"] == "SnapshotGone"
     assert "nearest that is kept" in gone.reply["evalue"]
-    assert kernel.run("%rewind nowhere").reply["ename"] == "CommandRefused"
+    for wrong in ("nowhere", "9" * 5000):
+        assert kernel.run(f"%rewind {wrong}").reply["ename"] == "CommandRefused"
     assert "alone in its cell" in kernel.run("x = 1\n%rewind 1").reply["evalue"]
     assert kernel.run("here").of("execute_result")[0]["data"]["text/plain"] == "True"
 
@@ -283,6 +284,10 @@ def test_branch_goes_on_in_another_session_and_back(log_dir: Path) -> None:
         assert branched.of("execute_result")[0]["data"]["text/plain"] == "1"
         assert log_lines(log_dir)[-1]["session_id"] == new
         assert log_lines(log_dir)[-1]["parent"] == f"{old}:1"
+        host.run("x = 3")
+        assert host.run("%rewind 0").stream("stdout") == "the state that this session began with is live\n"
+        assert log_lines(log_dir)[-1]["parent"] == f"{old}:1"
+        assert host.run("x").of("execute_result")[0]["data"]["text/plain"] == "1"
         assert new in host.run("%branch").stream("stdout")
         host.run(f"%branch {old}")
         assert host.run("x").of("execute_result")[0]["data"]["text/plain"] == "2"
