@@ -16,7 +16,7 @@ def checked_preload(route: str, preload: Collection[str]) -> tuple[str, ...]:
             raise ConfigurationError("preload", f"must be names of modules; {name!r} is none")
     if preload and route != "worker":
         raise ConfigurationError(
-            "preload", "needs route='worker': the local route has no process to load it in"
+            "preload", f"needs route='worker': the {route} route has no process to load it in"
         )
     return tuple(preload)
 

@@ -496,7 +496,9 @@ def _checked_kernel(route: SessionRoute, kernel: str | None) -> str:
         return ""
     if not isinstance(kernel, str) or not kernel:
         raise ConfigurationError(
-            "kernel", "must name a Jupyter kernel, or a connection file, with route='jupyter'"
+            "kernel",
+            "must be the name of a Jupyter kernel, or the path of a connection file, as a text, with "
+            f"route='jupyter'; not {kernel!r}",
         )
     return kernel
 

@@ -60,11 +60,12 @@ _TIMELINE: list[Callable[[Session], object]] = [
     [
         ({"route": "jupyter"}, "kernel"),
         ({"route": "jupyter", "kernel": ""}, "kernel"),
+        ({"route": "jupyter", "kernel": Path("python3")}, "kernel: must be .* as a text"),
         ({"route": "local", "kernel": "python3"}, "kernel"),
         ({"route": "worker", "kernel": "python3"}, "kernel"),
         ({"kernel": "python3"}, "kernel"),
         ({"route": "jupyter", "kernel": "python3", "isolation": "sandbox"}, "isolation"),
-        ({"route": "jupyter", "kernel": "python3", "preload": ["json"]}, "preload"),
+        ({"route": "jupyter", "kernel": "python3", "preload": ["json"]}, "preload: .* the jupyter route has"),
         ({"route": "jupyter", "kernel": "python3", "work_folder": "/tmp"}, "work_folder"),
     ],
 )
