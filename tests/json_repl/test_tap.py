@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,27 +31,51 @@ class Tap:
             [*command, "tap", kernel, *options], stderr=subprocess.PIPE, text=True, process_group=0
         )
         assert self.process.stderr is not None
-        self.said = self.process.stderr.readline() if records else ""
-        if records:
-            assert "recording into" in self.said, self.said + self.process.stderr.read()
+        self.said = ""
+        while records and "recording into" not in self.said:
+            line = self.process.stderr.readline()
+            assert line, self.said
+            self.said += line
 
     def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
         """Have it end; returns its exit code and what it said."""
         if self.process.poll() is None:
             self.process.send_signal(number)
-        assert self.process.stderr is not None
+        return self.wait()
+
+    def wait(self) -> tuple[int, str]:
+        """Its exit code and what it said, once it has ended; that the machine stood still is left out."""
         _, rest = self.process.communicate(timeout=PATIENCE_S)
-        return self.process.returncode, self.said + rest
+        lines = (self.said + rest).splitlines(keepends=True)
+        return self.process.returncode, "".join(line for line in lines if "stood still" not in line)
+
+
+@contextmanager
+def somebodys_kernel(folder: Path, **settings: str) -> Iterator[Any]:
+    made = KernelManager(kernel_name="python3", connection_file=str(folder / "kernel.json"), **settings)
+    made.start_kernel()
+    try:
+        yield made
+    finally:
+        made.shutdown_kernel(now=True)
+        made.cleanup_resources()
 
 
 @pytest.fixture
 def manager(tmp_path: Path, log_root: Path) -> Iterator[Any]:
-    """Somebody else's kernel."""
-    made = KernelManager(kernel_name="python3", connection_file=str(tmp_path / "kernel.json"))
-    made.start_kernel()
-    yield made
-    made.shutdown_kernel(now=True)
-    made.cleanup_resources()
+    """Somebody else's kernel; on sockets in a folder, since a port may be taken before the kernel has it."""
+    with (
+        tempfile.TemporaryDirectory(prefix="k-") as sockets,  # their paths must be short
+        somebodys_kernel(tmp_path, transport="ipc", ip=f"{sockets}/s") as made,
+    ):
+        yield made
+
+
+@pytest.fixture
+def tcp_manager(tmp_path: Path, log_root: Path) -> Iterator[Any]:
+    """Another one, on ports: their buffers hold what a tap that stands still for a moment doesn't take."""
+    with somebodys_kernel(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture
@@ -64,7 +90,10 @@ def taps() -> Iterator[list[Tap]]:
 
 def lines_in(log_root: Path, actor: str = "jupyter") -> list[dict[str, Any]]:
     found = [
-        json.loads(line) for path in log_root.rglob("*.jsonl") for line in path.read_bytes().splitlines()
+        json.loads(line)
+        for path in log_root.rglob("*.jsonl")
+        for line in path.read_bytes().splitlines(keepends=True)
+        if line.endswith(b"\n")  # the last one may be in the middle of being written
     ]
     return [line for line in found if line["actor"] == actor]
 
@@ -79,6 +108,21 @@ def client(manager: Any, log_root: Path) -> Session:
     return Session(route="jupyter", kernel=manager.connection_file, plan_id="other", actor="other")
 
 
+class Held:
+    """Code that prints "so far" and goes on once it is let go, and a callback for its first output."""
+
+    def __init__(self, folder: Path, meanwhile: Callable[[], object], then: str = "") -> None:
+        self._mark = folder / "let go"
+        self._meanwhile = meanwhile
+        held = f"while not os.path.exists({str(self._mark)!r}): time.sleep(0.01)"
+        self.code = f"print('so far')\nimport os, time\n{held}\n{then}"
+
+    def on_output(self, *_: object) -> None:
+        if not self._mark.exists():
+            self._meanwhile()
+            self._mark.touch()
+
+
 def test_every_execution_is_recorded_whoever_runs_it(
     manager: Any, log_root: Path, taps: list[Tap], wait_until: WaitUntil
 ) -> None:
@@ -89,7 +133,9 @@ def test_every_execution_is_recorded_whoever_runs_it(
         two.execute_code("import sys\nprint('oops', file=sys.stderr)\n1 / 0")
         one.execute_code("from IPython.display import display\ndisplay({'text/plain': 'x'}, raw=True)")
         lines = wait_for_lines(log_root, 3, wait_until)
-        assert tap.end() == (0, tap.said + "json-repl tap: told to end; 3 executions recorded\n")
+        code, said = tap.end()
+    assert (code, said.count("\n")) == (0, 2)
+    assert said.endswith("json-repl tap: told to end; 3 executions recorded\n")
     assert [line["status"] for line in lines] == ["ok", "error", "ok"]
     assert (lines[0]["stdout"], lines[0]["result"]) == ("from one\n", {"text/plain": "2"})
     assert lines[1]["error"]["type"] == "ZeroDivisionError"
@@ -108,10 +154,10 @@ def test_every_execution_is_recorded_whoever_runs_it(
 
 @pytest.mark.parametrize("count", [5_000, pytest.param(50_000, marks=pytest.mark.slow)])
 def test_a_flood_of_flushed_lines_is_recorded_to_the_last(
-    manager: Any, log_root: Path, taps: list[Tap], wait_until: WaitUntil, count: int
+    tcp_manager: Any, log_root: Path, taps: list[Tap], wait_until: WaitUntil, count: int
 ) -> None:
-    with client(manager, log_root) as session:
-        taps.append(Tap(manager.connection_file))
+    with client(tcp_manager, log_root) as session:
+        taps.append(Tap(tcp_manager.connection_file))
         session.execute_code(f"for i in range({count}): print(i, flush=True)")
         [line] = wait_for_lines(log_root, 1, wait_until)
     assert line["stdout"] == "".join(f"{i}\n" for i in range(count))
@@ -155,11 +201,12 @@ def test_what_runs_when_the_tap_is_told_to_end_is_unknown(
         tap = Tap(manager.connection_file)
         taps.append(tap)
 
-        def end(*_: object) -> None:
+        def end() -> None:
             wait_until(lambda: pending_requests(log_root))
             assert tap.end(number)[0] == 0
 
-        outcome = session.execute_code("print('so far')\nimport time\ntime.sleep(0.5)", on_output=end)
+        held = Held(log_root, end)
+        outcome = session.execute_code(held.code, on_output=held.on_output)
     [line] = lines_in(log_root)
     assert (line["status"], line["success"]) == ("unknown", False)
     assert "told to end" in line["tags"]["gap"]
@@ -173,11 +220,12 @@ def test_a_tap_that_is_killed_leaves_what_runs_to_the_next_writer(
         tap = Tap(manager.connection_file)
         taps.append(tap)
 
-        def kill(*_: object) -> None:
+        def kill() -> None:
             wait_until(lambda: pending_requests(log_root))
             tap.end(signal.SIGKILL)
 
-        session.execute_code("print('so far')\nimport time\ntime.sleep(1)", on_output=kill)
+        held = Held(log_root, kill)
+        session.execute_code(held.code, on_output=held.on_output)
         taps.append(Tap(manager.connection_file))
         session.execute_code("2")
         lines = wait_for_lines(log_root, 2, wait_until)
@@ -188,21 +236,20 @@ def test_a_tap_that_is_killed_leaves_what_runs_to_the_next_writer(
 
 
 def test_a_kernel_that_dies_ends_the_tap_and_what_ran_is_unknown(
-    manager: Any, log_root: Path, taps: list[Tap]
+    manager: Any, log_root: Path, taps: list[Tap], wait_until: WaitUntil
 ) -> None:
     with client(manager, log_root) as session:
         tap = Tap(manager.connection_file)
         taps.append(tap)
 
-        def remove(*_: object) -> None:
+        def remove() -> None:
+            wait_until(lambda: pending_requests(log_root))
             os.unlink(manager.connection_file)  # as whoever owns a kernel does at its end
 
-        session.execute_code(
-            "print('so far')\nimport os, time\ntime.sleep(0.3)\nos._exit(1)", on_output=remove
-        )
-        _, said = tap.process.communicate(timeout=PATIENCE_S)
-    assert tap.process.returncode == 0
-    assert "the kernel has ended" in said
+        held = Held(log_root, remove, then="os._exit(1)")
+        session.execute_code(held.code, on_output=held.on_output)
+        code, said = tap.wait()
+    assert (code, "the kernel has ended" in said) == (0, True)
     [line] = lines_in(log_root)
     assert (line["status"], line["stdout"]) == ("unknown", "so far\n")
 
@@ -236,10 +283,12 @@ def test_messages_with_a_wrong_signature_are_refused_and_counted(
     path = tmp_path / "kernel.json"
     path.write_text(json.dumps(info))
     connection = read_connection_file(str(path))
-    with zmq.Context() as context, context.socket(zmq.PUB) as publisher:
+    with zmq.Context() as context, context.socket(zmq.XPUB) as publisher:
         publisher.bind(f"ipc://{tmp_path}/s-2")
         tap = Tap(str(path))
         taps.append(tap)
+        assert publisher.poll(int(PATIENCE_S * 1000))
+        assert publisher.recv() == b"\x01"  # subscribed: from now on it gets all
         parent = b'{"msg_id":"m","msg_type":"execute_request","session":"c"}'
         right = connection.codec("kernel")
         wrong = read_connection_file(str(_with_key(path, "wrong"))).codec("kernel")
@@ -284,9 +333,8 @@ def test_encrypted_kernels_are_recorded_and_run(
             refused.write_text(json.dumps({**json.loads(Path(made.connection_file).read_text()), **keys}))
             tap = Tap(str(refused), records=False)
             taps.append(tap)
-            _, said = tap.process.communicate(timeout=PATIENCE_S)
-            assert tap.process.returncode == 1
-            assert said.count("\n") == 1
+            code, said = tap.wait()
+            assert (code, said.count("\n")) == (1, 1)
     finally:
         made.shutdown_kernel(now=True)
         made.cleanup_resources()
@@ -309,8 +357,8 @@ def test_a_kernel_that_there_isnt_is_one_line_that_says_what_to_do(
 ) -> None:
     tap = Tap("nowhere", records=False)
     taps.append(tap)
-    _, said = tap.process.communicate(timeout=PATIENCE_S)
-    assert (tap.process.returncode, said.count("\n")) == (1, 1)
+    code, said = tap.wait()
+    assert (code, said.count("\n")) == (1, 1)
     assert "give a connection file" in said
 
 
