@@ -56,6 +56,14 @@ class Kernel:
         """Run a cell, and wait for its reply and for idle."""
         return self.wait_for(self.client.execute(code, **content))
 
+    def wait_for_text(self, msg_id: str, text: str) -> None:
+        """Wait until a running cell has printed this, in one message or in several."""
+        printed = ""
+        while text not in printed:
+            message = self.client.get_iopub_msg(timeout=PATIENCE_S)
+            if message["parent_header"].get("msg_id") == msg_id and message["msg_type"] == "stream":
+                printed += message["content"]["text"]
+
     def wait_for(self, msg_id: str) -> Ran:
         ran = Ran(msg_id, self.reply_of(msg_id))
         while True:
@@ -116,7 +124,11 @@ def running_kernel(
     specs = KernelSpecManager(kernel_dirs=[str(kernels)], ensure_native_kernel=False)
     sockets = tempfile.mkdtemp(prefix="k-")  # their paths must be short; and no port can be somebody else's
     manager = KernelManager(
-        kernel_name="tested", kernel_spec_manager=specs, transport="ipc", ip=f"{sockets}/s"
+        kernel_name="tested",
+        kernel_spec_manager=specs,
+        transport="ipc",
+        ip=f"{sockets}/s",
+        shutdown_wait_time=PATIENCE_S,  # one that is told to end is not killed because it is slow
     )
     env = {
         name: value
