@@ -21,6 +21,7 @@ from task_logger.alerts import Alert
 from task_logger.errors import LogFailed, LogUnavailable
 from task_logger.event_view import read_events
 from task_logger.reader import Damage
+from tests.conftest import WaitUntil
 from tests.json_repl.conftest import Server, StartServer
 from tests.task_logger.log_check import check_log
 
@@ -150,14 +151,14 @@ def test_a_worker_that_dies_is_told_with_what_is_live_now(worker_session: Sessio
     assert (kept["message"], kept["seq"]) == (alert.message, 2)
 
 
-def test_a_worker_that_dies_between_two_executions_is_told_when_that_is_seen(worker_session: Session) -> None:
+def test_a_worker_that_dies_between_two_executions_is_told_when_that_is_seen(
+    worker_session: Session, wait_until: WaitUntil
+) -> None:
     told: list[Alert] = []
     worker_session.on_alert(told.append)
     worker_session.execute_code("import os, threading, signal")
     worker_session.execute_code("threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGKILL)).start()")
-    deadline = 200
-    while not told and (deadline := deadline - 1):
-        worker_session.execute_code("import time; time.sleep(0.001)")
+    wait_until(lambda: worker_session.execute_code("1") and told)
     (alert,) = told
     assert alert.source == "worker"
 

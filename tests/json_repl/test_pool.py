@@ -155,15 +155,15 @@ def test_a_session_that_died_while_it_waited_is_passed_over(wait_until: WaitUnti
         zygote = parent_of(value_of(session, "import os; os.getppid()"))
         own_keeper = value_of(session, "os.getppid()")
 
-        def keepers() -> list[int]:
+        def waiting() -> dict[int, list[int]]:
+            """The workers of each keeper whose session waits."""
             found = _descendants(zygote)
-            return [stat.pid for stat in found if stat.parent_pid == zygote and stat.pid != own_keeper]
+            keepers = [stat.pid for stat in found if stat.parent_pid == zygote and stat.pid != own_keeper]
+            return {keeper: [stat.pid for stat in found if stat.parent_pid == keeper] for keeper in keepers}
 
-        def workers() -> list[int]:
-            return [stat.pid for stat in _descendants(zygote) if stat.parent_pid in keepers()]
-
-        wait_until(lambda: len(keepers()) == len(workers()) == 2)
-        victims = keepers() if which == "keeper" else workers()
+        wait_until(lambda: [len(workers) for workers in waiting().values()] == [1, 1])
+        found = waiting()
+        victims = [*found] if which == "keeper" else [pid for workers in found.values() for pid in workers]
         for pid in victims:
             os.kill(pid, signal.SIGKILL)
         wait_until(all_gone(victims))
@@ -381,9 +381,10 @@ def test_nothing_outlives_a_host_that_is_killed(wait_until: WaitUntil, tmp_path:
         assert host.stdout is not None
         pids = ast.literal_eval(host.stdout.readline())
         zygote = parent_of(pids[1])
+        # And those that wait, which may still be starting, the sleepers, the snapshots.
+        wait_until(lambda: len(_descendants(host.pid)) >= 3 + 4 * 2 + 4)
         session_wide = [stat.pid for stat in _descendants(host.pid)]
         assert {zygote, *pids} <= set(session_wide)
-        assert len(session_wide) >= 3 + 4 * 2 + 4  # and those that wait, the sleepers, the snapshots
         host.kill()
     wait_until(all_gone(session_wide))
 

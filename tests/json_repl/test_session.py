@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from json_repl.session import SessionRoute
 from repl_kernel.process_tree import descendants, read_stat
 from task_logger.errors import ConfigurationError, LogPathRefused, TaskLogError
 from tests.conftest import WaitUntil
+from tests.json_repl.conftest import InTime
 
 ROUTES: tuple[SessionRoute, ...] = ("local", "worker")
 
@@ -264,7 +264,6 @@ def _process_state() -> dict[str, object]:
         "streams": (sys.stdin, sys.stdout, sys.stderr, sys.__stdout__, sys.displayhook, sys.excepthook),
         "environ": dict(os.environ),
         "main": sys.modules["__main__"],
-        "threads": threading.active_count(),
         "umask": umask,
         "cwd": str(Path.cwd()),
         "argv": list(sys.argv),
@@ -281,16 +280,17 @@ def _process_state() -> dict[str, object]:
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_nothing_of_a_host_process_changes(route: Any, log_root: Path, wait_until: WaitUntil) -> None:
-    before = _process_state()
+    before, threads = _process_state(), set(threading.enumerate())  # one may end meanwhile, none may begin
     with Session(route) as session:
         during = _process_state()
         seen: dict[str, object] = {}
         session.execute("print('x')\nx = input", on_output=lambda *_: seen.update(_process_state()))
+        assert set(threading.enumerate()) <= threads
         session.execute("1 / 0")
         session.execute("while True: pass", time_limit_s=0.1)
     assert during == before
     assert {name for name in before if seen[name] != before[name]} <= {"streams"}
-    wait_until(lambda: threading.active_count() == before["threads"])
+    wait_until(lambda: set(threading.enumerate()) <= threads)
     assert _process_state() == before
 
 
@@ -413,9 +413,12 @@ def test_strict_sessions_run_nothing_that_cannot_be_logged(
 # Completion and inspection
 
 
-def test_completion_and_inspection_are_plain_json_and_leave_no_line(session: Session, log_root: Path) -> None:
+def test_completion_and_inspection_are_plain_json_and_leave_no_line(
+    session: Session, log_root: Path, in_time: InTime
+) -> None:
     session.execute_code("number = 1")
-    completed, inspected = session.complete("numb", 4), session.inspect("number", 6, 1)
+    completed = in_time(lambda: session.complete("numb", 4))
+    inspected = in_time(lambda: session.inspect("number", 6, 1))
     assert completed["matches"] == ["number"]
     assert "Type:      int" in inspected["data"]["text/plain"]
     assert json.loads(json.dumps([completed, inspected])) == [completed, inspected]
@@ -523,7 +526,7 @@ thread.join()
 session.close()
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.stdout, done.stderr) == ("5\n", "")
     assert [line["status"] for line in lines_of(log_root)] == ["ok"]
@@ -580,7 +583,7 @@ except KeyboardInterrupt:
     ],
 )
 def test_nothing_outlives_a_killed_session_and_its_line_says_unknown(
-    code: str, log_root: Path, no_leaks: None
+    code: str, log_root: Path, no_leaks: None, wait_until: WaitUntil
 ) -> None:
     host = Host(code)
     try:
@@ -589,10 +592,7 @@ def test_nothing_outlives_a_killed_session_and_its_line_says_unknown(
         assert set(host.pids) <= below
         host.process.kill()
         host.process.wait()
-        deadline = time.monotonic() + 1
-        while any(is_alive(pid) for pid in below) and time.monotonic() < deadline:
-            time.sleep(0.002)
-        assert [pid for pid in below if is_alive(pid)] == []
+        wait_until(lambda: not any(map(is_alive, below)))
     finally:
         host.end()
     with Session(
