@@ -141,23 +141,16 @@ StartServer = Callable[..., Server]
 GIVEN_UP_AFTER_S = 0.6
 """Completion and inspection that have taken no longer were not given up: that takes 0.7 s and more."""
 
-InTime = Callable[[Callable[[], Any]], Any]
 
-
-@pytest.fixture
-def in_time() -> InTime:
-    """Asks for completion or inspection, once more where the machine stood still until that was given up."""
-
-    def ask(question: Callable[[], Any]) -> Any:
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            began = time.monotonic()
-            answer = question()
-            ended = time.monotonic()
-            if ended - began < GIVEN_UP_AFTER_S or ended > deadline:
-                return answer
-
-    return ask
+def in_time(question: Callable[[], Any]) -> Any:
+    """Ask for completion or inspection, once more where the machine stood still until that was given up."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        began = time.monotonic()
+        answer = question()
+        ended = time.monotonic()
+        if ended - began < GIVEN_UP_AFTER_S or ended > deadline:
+            return answer
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from json_repl.errors import (
     SessionProcessDied,
     SessionStartFailed,
 )
-from tests.json_repl.conftest import InTime
+from tests.json_repl.conftest import in_time
 
 both_routes = pytest.mark.parametrize("route", ["local", "worker"])
 
@@ -103,9 +103,7 @@ def test_another_thread_can_interrupt_and_ping_while_code_runs(
         assert running.result(30)["debug_info"]["execution"] == "interrupted"
 
 
-def test_completion_and_inspection_come_from_the_other_process(
-    session: SessionProcess, in_time: InTime
-) -> None:
+def test_completion_and_inspection_come_from_the_other_process(session: SessionProcess) -> None:
     session.execute_code("number = 1")
     assert in_time(lambda: session.complete("numb", 4))["matches"] == ["number"]
     assert "Type:      int" in in_time(lambda: session.inspect("number", 3))["data"]["text/plain"]

@@ -12,6 +12,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from xml.etree import ElementTree
 
 import jupyter_kernel_test as jkt
 import pytest
+from jupyter_client.manager import KernelManager
 
-from tests.kernel_host import RECORDED, STOCK, register
+from tests.json_repl.conftest import in_time
+from tests.kernel_host import PATIENCE_S, RECORDED, STOCK, register
 
 _DISPLAY = "from IPython.display import HTML, Math, display; "
 
@@ -39,7 +42,10 @@ def _prepare(patch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 class TestRecordedKernel(jkt.KernelTests):  # type: ignore[misc]  # it is untyped
-    """Jupyter's own test of a kernel, with what it is to expect of Python."""
+    """Jupyter's own test of a kernel, with what it is to expect of Python, and with more patience.
+
+    It takes a message that isn't there within 0.1 s for none.
+    """
 
     kernel_name = "recorded"
     language_name = "python"
@@ -70,7 +76,18 @@ class TestRecordedKernel(jkt.KernelTests):  # type: ignore[misc]  # it is untype
         cls._folder = tempfile.mkdtemp(prefix="conformance-")
         cls._patch = pytest.MonkeyPatch()
         _prepare(cls._patch, Path(cls._folder))
-        super().setUpClass()
+        cls.km = KernelManager(
+            kernel_name=cls.kernel_name,
+            transport="ipc",
+            ip=f"{cls._folder}/s",
+            shutdown_wait_time=PATIENCE_S,
+        )
+        cls.km.start_kernel()
+        cls.kc = cls.km.blocking_client()
+        cls.kc.start_channels()
+        cls.kc.wait_for_ready(timeout=PATIENCE_S)
+        for channel in (cls.kc.shell_channel, cls.kc.iopub_channel):
+            channel.get_msg = partial(_get_patiently, channel.get_msg)
 
     @classmethod
     def tearDownClass(cls) -> None:
@@ -78,6 +95,42 @@ class TestRecordedKernel(jkt.KernelTests):  # type: ignore[misc]  # it is untype
         cls.km.cleanup_resources()
         cls._patch.undo()
         shutil.rmtree(cls._folder)
+
+    def flush_channels(self) -> None:
+        """Take in all that is left of the requests until now: what comes ahead of the idle of one more."""
+        msg_id = self.kc.kernel_info()
+        while self.kc.get_shell_msg()["parent_header"].get("msg_id") != msg_id:
+            pass
+        is_idle = False
+        while not is_idle:
+            message = self.kc.get_iopub_msg()
+            is_its = message["parent_header"].get("msg_id") == msg_id
+            is_idle = is_its and message["content"].get("execution_state") == "idle"
+
+    def test_completion(self) -> None:
+        """As Jupyter's; asked again where the machine stood still until the kernel gave it up."""
+        for sample in self.completion_samples:
+            reply = in_time(partial(self._reply_to_completion, str(sample["text"])))
+            assert set(reply["matches"]) == set(sample["matches"])
+
+    def test_inspect(self) -> None:
+        """The same."""
+        reply = in_time(lambda: self._reply_to(self.kc.inspect(self.code_inspect_sample)))
+        assert (reply["status"], reply["found"]) == ("ok", True)
+        assert reply["data"]
+
+    def _reply_to_completion(self, text: str) -> Any:
+        return self._reply_to(self.kc.complete(text))
+
+    def _reply_to(self, msg_id: str) -> Any:
+        reply = self.get_non_kernel_info_reply()
+        jkt.validate_message(reply, reply["msg_type"], msg_id)
+        return reply["content"]
+
+
+def _get_patiently(get_message: Callable[..., Any], timeout: float | None = None) -> Any:
+    del timeout
+    return get_message(timeout=PATIENCE_S)
 
 
 _SUITE_NEEDS = (

@@ -14,7 +14,7 @@ import pytest
 import zmq
 
 from json_repl import Session
-from tests.json_repl.conftest import InTime
+from tests.json_repl.conftest import in_time
 from tests.kernel_host import PATIENCE_S, RECORDED, Kernel, running_kernel
 from tests.task_logger.log_check import check_log
 
@@ -585,7 +585,7 @@ def test_a_kernel_that_is_told_to_end_in_a_cell_leaves_a_line_and_nothing_pendin
         assert list((kernel.log_root / "local" / "pending").iterdir()) == []
 
 
-def test_completion_and_inspection_answer_whatever_an_object_does(kernel: Kernel, in_time: InTime) -> None:
+def test_completion_and_inspection_answer_whatever_an_object_does(kernel: Kernel) -> None:
     kernel.run(
         """
         import time

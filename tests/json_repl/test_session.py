@@ -27,7 +27,7 @@ from json_repl.session import SessionRoute
 from repl_kernel.process_tree import descendants, read_stat
 from task_logger.errors import ConfigurationError, LogPathRefused, TaskLogError
 from tests.conftest import WaitUntil
-from tests.json_repl.conftest import InTime
+from tests.json_repl.conftest import in_time
 
 ROUTES: tuple[SessionRoute, ...] = ("local", "worker")
 
@@ -413,9 +413,7 @@ def test_strict_sessions_run_nothing_that_cannot_be_logged(
 # Completion and inspection
 
 
-def test_completion_and_inspection_are_plain_json_and_leave_no_line(
-    session: Session, log_root: Path, in_time: InTime
-) -> None:
+def test_completion_and_inspection_are_plain_json_and_leave_no_line(session: Session, log_root: Path) -> None:
     session.execute_code("number = 1")
     completed = in_time(lambda: session.complete("numb", 4))
     inspected = in_time(lambda: session.inspect("number", 6, 1))

@@ -26,7 +26,7 @@ from json_repl.messages import Request
 from json_repl.params import Execute, InputReply
 from json_repl.stdio import StdioServer
 from tests.conftest import PATIENCE_S, WaitUntil
-from tests.json_repl.conftest import InTime
+from tests.json_repl.conftest import in_time
 
 ROUTES = ("local", "worker")
 
@@ -450,9 +450,7 @@ def test_pipelined_requests_are_answered_in_order(start_server: Start, route: st
 
 
 @both_routes
-def test_completion_and_inspection_are_answered_and_not_logged(
-    start_server: Start, in_time: InTime, route: str
-) -> None:
+def test_completion_and_inspection_are_answered_and_not_logged(start_server: Start, route: str) -> None:
     server = start_server(route)
     server.ask("execute", code="smile = '\U0001f600'\ndef area(r):\n    'Of a circle.'\n    return r")
     code = "'\U0001f600' + smi"
@@ -475,9 +473,7 @@ def test_completion_and_inspection_are_answered_and_not_logged(
 
 
 @both_routes
-def test_completion_during_an_execution_is_refused_as_busy(
-    start_server: Start, in_time: InTime, route: str
-) -> None:
+def test_completion_during_an_execution_is_refused_as_busy(start_server: Start, route: str) -> None:
     server = start_server(route)
     server.send("execute", 1, code="print(1, flush=True)\nimport time\ntime.sleep(60)", stream=True)
     assert server.read()["method"] == "stream"
