@@ -112,10 +112,9 @@ def test_jupyter_execute_runs_a_notebook_by_the_name_of_the_kernel(
     assert done.returncode == 0, done.stderr
     assert _texts(tmp_path / "cells.ipynb") == ["", "[1, 2]"]
     lines = _lines(tmp_path)
-    assert [(line["code"], line["changed_vars"]) for line in lines] == [
-        ("x = [1]", []),
-        ("x.append(2)\nx", ["x"]),
-    ]
+    assert [line["code"] for line in lines] == ["x = [1]", "x.append(2)\nx"]
+    # A change in place is looked for as long as there is time: the line says where that ran out.
+    assert [line["changed_vars"] for line in lines] == [[], ["x"] if lines[1]["diff_complete"] else []]
 
 
 def test_a_cell_that_kills_its_process_leaves_jupyter_execute_running_on_the_isolated_kernel(
