@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,15 @@ PATIENCE_S = 60.0
 
 RECORDED = (sys.executable, "-m", "json_repl.jupyter", "-f", "{connection_file}")
 STOCK = (sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}")
+
+
+@cache
+def list_fonts() -> None:
+    """Have Matplotlib list this machine's fonts, once and for all.
+
+    The first import of it on a machine does so: it imports more for that, and says so where it takes 5 s.
+    """
+    subprocess.run([sys.executable, "-c", "import matplotlib.pyplot"], check=True, capture_output=True)
 
 
 def register(folder: Path, name: str, argv: Sequence[str] = RECORDED, display_name: str = "") -> Path:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.kernel_host import RECORDED, register
+from tests.kernel_host import RECORDED, list_fonts, register
 
 FOLDER = Path(__file__).parent.parent.parent / "notebooks"
 NAMES = ["analysis", "rewind", "tour"]
@@ -42,6 +42,7 @@ def log_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     for name in list(os.environ):
         if name.startswith(("FLOW_", "TASK_LOG", "JPY_", "JUPYTER", "PYTEST_", "IPYTHON")):
             monkeypatch.delenv(name)
+    list_fonts()
     register(tmp_path / "jupyter", "json_repl", RECORDED)
     register(tmp_path / "jupyter", "json_repl_isolated", (*RECORDED, "--isolated"))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
