@@ -52,13 +52,24 @@ class Tap:
 
 @contextmanager
 def somebodys_kernel(folder: Path, **settings: str) -> Iterator[Any]:
+    """A kernel that runs: who comes to one expects that it listens."""
     made = KernelManager(kernel_name="python3", connection_file=str(folder / "kernel.json"), **settings)
     made.start_kernel()
     try:
+        wait_until_it_listens(made)
         yield made
     finally:
         made.shutdown_kernel(now=True)
         made.cleanup_resources()
+
+
+def wait_until_it_listens(manager: Any) -> None:
+    own = manager.blocking_client()
+    own.start_channels()
+    try:
+        own.wait_for_ready(timeout=PATIENCE_S)
+    finally:
+        own.stop_channels()
 
 
 @pytest.fixture
@@ -262,6 +273,7 @@ def test_a_restarted_kernel_is_recorded_on(
     with client(manager, log_root) as session:
         session.execute_code("1")
     manager.restart_kernel(now=True)
+    wait_until_it_listens(manager)
     with client(manager, log_root) as session:
 
         def next_one_is_seen() -> bool:
@@ -314,13 +326,9 @@ def _with_key(path: Path, key: str) -> Path:
 def test_encrypted_kernels_are_recorded_and_run(
     transport: str, tmp_path: Path, log_root: Path, taps: list[Tap], wait_until: WaitUntil
 ) -> None:
-    made = KernelManager(kernel_name="python3", connection_file=str(tmp_path / "kernel.json"))
-    made.transport = transport
-    if transport == "ipc":
-        made.ip = str(tmp_path / "k")
-    made.transport_encryption = "required"
-    made.start_kernel()
-    try:
+    place = {"ip": str(tmp_path / "k")} if transport == "ipc" else {}
+    settings = {"transport": transport, "transport_encryption": "required", **place}
+    with somebodys_kernel(tmp_path, **settings) as made:
         assert "curve_publickey" in json.loads(Path(made.connection_file).read_text())
         with client(made, log_root) as session:
             taps.append(Tap(made.connection_file))
@@ -335,9 +343,6 @@ def test_encrypted_kernels_are_recorded_and_run(
             taps.append(tap)
             code, said = tap.wait()
             assert (code, said.count("\n")) == (1, 1)
-    finally:
-        made.shutdown_kernel(now=True)
-        made.cleanup_resources()
 
 
 def test_a_kernel_is_found_by_its_id(
