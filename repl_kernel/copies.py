@@ -17,6 +17,7 @@ from __future__ import annotations
 import _socket
 import gc
 import os
+import resource
 import struct
 import time
 from dataclasses import dataclass
@@ -40,6 +41,9 @@ _MAX_FDS = 4
 
 _OUT_OF_THE_WAY_S = 0.005
 """So much later than it is let go a copy ends: most executions are over then."""
+
+_clock = time.perf_counter
+"""Executed code that replaces it means its own clock."""
 
 _COPY_OOM_SCORE = 900
 """Where memory runs out, a worker goes before the copy that brings its state back; other programs don't."""
@@ -78,7 +82,7 @@ class Copier:
         Returns `None` in the worker itself, where the copy may have been refused (the session is told why),
         and in the copy, one day, how it was awakened. `own_fds` are those that are not the user's.
         """
-        began = time.perf_counter()
+        began = _clock()
         not_users = own_fds | {self._channel.fileno()}
         ends: list[_socket.socket] = []
         self.spare_files(True)
@@ -89,22 +93,23 @@ class Copier:
                 descriptors = open_descriptors(not_users)
                 theirs, ours = ends = list(_socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET))
                 if self._fork(SNAPSHOT_NAME):
-                    theirs.close()
-                    return self._be_copy(ours, not_users)
+                    return self._be_copy(ours, theirs, not_users)
                 ours.close()
                 reason = why_not_trusted() or _why_not_there(theirs)
                 if reason is None:
-                    made = {"seq": seq, "made": True, "at": time.time(), "descriptors": descriptors}
+                    made = {"seq": seq, "made": True, "at": float(time.time()), "descriptors": descriptors}
                     self._announce(made, theirs.fileno())
         except OSError as exc:
             reason = f"the system refused a fork: {exc.strerror}"
+        except Exception as exc:  # noqa: BLE001 - executed code can have replaced all that is called here
+            reason = f"executed code has replaced what it takes: {type(exc).__name__}: {exc}"
         finally:
             self.spare_files(False)
         for end in ends:
             end.close()
         if reason is not None:
             self._announce({"seq": seq, "refused": reason})
-        self.last_cost_s = time.perf_counter() - began
+        self.last_cost_s = _clock() - began
         return None
 
     def fork_answering(self) -> bool:
@@ -147,7 +152,18 @@ class Copier:
         finally:
             self.is_forking = False
 
-    def _be_copy(self, ours: _socket.socket, not_users: set[int]) -> Awakened:
+    def _be_copy(self, ours: _socket.socket, theirs: _socket.socket, not_users: set[int]) -> Awakened:
+        """Be the copy; returns in the live worker made of it.
+
+        One that fails ends, whatever it was: going on, it would take the worker's requests from it.
+        """
+        try:
+            theirs.close()
+            return self._sleep(ours, not_users)
+        except BaseException:  # noqa: BLE001 - as in `make`
+            os._exit(1)
+
+    def _sleep(self, ours: _socket.socket, not_users: set[int]) -> Awakened:
         """Sleep until the session wakes this copy or lets it go; returns in the live worker made of it."""
         gc.freeze()  # a collection would write to every object, and unshare every page
         os.setsid()
@@ -235,8 +251,6 @@ def _channel(fd: int) -> _socket.socket:
 
 
 def _minor_faults() -> int:
-    import resource
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 _MACHINE = "x86_64"
 """The numbers below are of this one; elsewhere there is no handing over."""
 
+_SYS_GETPID = 39
 _SYS_CLONE = 56
+_SYS_KILL = 62
 _SYS_SET_TID_ADDRESS = 218
 _SYS_SET_ROBUST_LIST = 273
 _SYS_GET_ROBUST_LIST = 274
@@ -54,7 +56,7 @@ def hand_over_memory() -> bool:
     robust_list = ctypes.c_ulong(), ctypes.c_ulong()
     _call(c, _SYS_GET_ROBUST_LIST, 0, *map(ctypes.addressof, robust_list))
     flags = _CLONE_VM | _CLONE_VFORK | _CLONE_CHILD_CLEARTID | _CLONE_CHILD_SETTID | signal.SIGCHLD
-    pid = os.getpid()
+    pid = _call(c, _SYS_GETPID)  # as all that follows not by a name that executed code may have replaced
     c.PyOS_BeforeFork()
     _call(c, _SYS_SET_TID_ADDRESS, 0)  # else the kernel would clear the new one's number as this one ends
     if _call(c, _SYS_CLONE, flags, 0, 0, tid_address, 0) != 0:
@@ -62,7 +64,7 @@ def hand_over_memory() -> bool:
         c.PyOS_AfterFork_Parent()
         return False
     # It sleeps until we end, and must never wake: its stack is ours.
-    os.kill(pid, signal.SIGKILL)
+    _call(c, _SYS_KILL, pid, signal.SIGKILL)
     # What the kernel knows of a thread beside its memory, and a fork by the C library would renew:
     _call(c, _SYS_SET_ROBUST_LIST, *(one.value for one in robust_list))
     _register_restartable_sequences(c)

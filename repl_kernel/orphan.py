@@ -36,22 +36,24 @@ def fork_orphan(reaper_pid: int, name: str) -> bool:
         if pid:
             _reap(pid)
             return False
-        intermediate_pid = os.getpid()
-        set_process_name(name)
-        if not hand_over_memory():
-            _fork_and_end()
-        _settle_below(reaper_pid, intermediate_pid)
-        _restore_random_state(dice)
+        try:  # neither of the two may ever go on as if it were the process that forks
+            intermediate_pid = os.getpid()
+            set_process_name(name)
+            if not hand_over_memory():
+                _fork_and_end()
+            _settle_below(reaper_pid, intermediate_pid)
+            _restore_random_state(dice)
+        except OSError as exc:
+            os._exit(exc.errno or 1)
+        except BaseException:  # noqa: BLE001 - executed code can have replaced all that is called here
+            os._exit(1)
         return True
 
 
 def _fork_and_end() -> None:
-    """Fork; returns in the new process alone."""
-    try:
-        if os.fork():
-            os._exit(0)
-    except OSError as exc:
-        os._exit(exc.errno or 1)
+    """Fork; returns in the new process alone. Raises OSError."""
+    if os.fork():
+        os._exit(0)
 
 
 def _reap(pid: int) -> None:

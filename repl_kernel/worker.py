@@ -220,6 +220,8 @@ class Worker:
             return {"answer": ask_copy(self._copier.fork_answering, question)}
         except OSError as exc:
             return {"refused": exc.strerror}
+        except Exception as exc:  # noqa: BLE001 - executed code can have replaced what it takes
+            return {"refused": f"{type(exc).__name__}: {exc}"}
 
     def _move(self, message: dict[str, Any]) -> None:
         """Change to another folder and environment; before any code has run.

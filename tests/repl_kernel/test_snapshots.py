@@ -229,6 +229,39 @@ def test_where_no_descriptor_is_left_the_worker_goes_on(world: World) -> None:
     assert world.value("1 + 1") == 2
 
 
+def test_a_copy_that_lacks_a_descriptor_for_itself_never_takes_requests_from_the_worker(
+    world: World,
+) -> None:
+    world.do(
+        "import os, resource\ncount = 0\n"
+        "used = len(os.listdir('/proc/self/fd')) - 1\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (used + 2, 4096))"
+    )
+    world.executor.snapshot()  # has a socket pair, and the copy nothing to look around with
+    assert [world.value("(count := count + 1)") for _ in range(50)] == list(range(1, 51))
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("import os; os.fork = None", "'NoneType' object is not callable"),
+        ("import sys, types; sys.modules['torch'] = types.SimpleNamespace(cuda=1)", "no attribute 'is_init"),
+    ],
+)
+def test_where_executed_code_replaced_what_a_copy_takes_the_worker_goes_on_with_its_state(
+    world: World, code: str, says: str
+) -> None:
+    world.do(f"{code}\nkept = 1")
+    with pytest.raises(SnapshotRefused, match=says):
+        world.executor.snapshot()
+    assert world.value("kept") == 1
+
+
+def test_code_that_sets_its_own_time_has_snapshots(world: World) -> None:
+    world.do("import time\ntime.time = lambda: 5\ntime.perf_counter = None")
+    assert world.executor.snapshot() == 1
+
+
 @pytest.fixture
 def ring() -> Iterator[SnapshotRing]:
     """A ring without processes: what it keeps are sockets."""
