@@ -91,7 +91,8 @@ class Copier:
             if reason is None:
                 calm_native_threads()
                 descriptors = open_descriptors(not_users)
-                theirs, ours = ends = list(_socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET))
+                pair = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+                theirs, ours = ends = [_channel(_above_outputs(end.detach())) for end in pair]
                 if self._fork(SNAPSHOT_NAME):
                     return self._be_copy(ours, theirs, not_users)
                 ours.close()
@@ -212,7 +213,16 @@ def _next_packet(ours: _socket.socket) -> tuple[dict[str, Any], list[int]]:
     if not data:
         _end_unnoticed()
     fds = [fd for _, _, payload in ancillary for fd in struct.unpack(f"{len(payload) // 4}i", payload)]
-    return orjson.loads(data), fds
+    return orjson.loads(data), [_above_outputs(fd) for fd in fds]
+
+
+def _above_outputs(fd: int) -> int:
+    """The same under a number above 2: executed code that has closed 0, 1 or 2 goes on to write there."""
+    if fd > 2:
+        return fd
+    other = _above_outputs(os.dup(fd))
+    os.close(fd)
+    return other
 
 
 def _end_unnoticed() -> NoReturn:

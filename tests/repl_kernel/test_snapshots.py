@@ -257,6 +257,14 @@ def test_where_executed_code_replaced_what_a_copy_takes_the_worker_goes_on_with_
     assert world.value("kept") == 1
 
 
+def test_code_that_has_closed_its_standard_descriptors_has_snapshots_that_wake(world: World) -> None:
+    world.do("import os\nfor fd in 0, 1, 2: os.close(fd)")
+    world.executor.snapshot()
+    assert world.run("os.abort()").status == "crashed"
+    assert [outcome.status for outcome in world.speculate("os", "os")] == ["ok", "ok"]
+    assert world.run("print('nowhere to go')").error.type == "OSError"  # type: ignore[union-attr]
+
+
 def test_code_that_sets_its_own_time_has_snapshots(world: World) -> None:
     world.do("import time\ntime.time = lambda: 5\ntime.perf_counter = None")
     assert world.executor.snapshot() == 1
