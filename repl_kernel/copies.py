@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import orjson
 
-from repl_kernel.descriptor_list import cut_off_peers, open_descriptors
+from repl_kernel.descriptor_list import cut_off_peers, open_descriptors, shared_memory
 from repl_kernel.linux import volunteer_for_oom_killer
 from repl_kernel.orphan import fork_orphan
 from repl_kernel.orphaned_programs import SNAPSHOT_NAME, WORKER_NAME
@@ -53,13 +53,14 @@ _COPY_OOM_SCORE = 900
 class Awakened:
     """This process has become a live worker.
 
-    It has a data socket and the state after an execution, and lacks what it lost; where `is_due` it shall
-    make a copy of its own when it idles.
+    It has a data socket and the state after an execution, lacks what it lost, and has `shared` memory that is
+    as it is now; where `is_due` it shall make a copy of its own when it idles.
     """
 
     data_fd: int
     seq: int
     lost: tuple[str, ...]
+    shared: tuple[str, ...]
     is_due: bool
 
 
@@ -117,10 +118,10 @@ class Copier:
         """Fork a copy that only answers a question; returns whether this is it. Raises OSError."""
         return self._fork(SNAPSHOT_NAME)
 
-    def announce_live(self, lost: tuple[str, ...]) -> None:
-        """Tell the session that this process is the live worker now, and what of the user's it lacks."""
+    def announce_live(self, awakened: Awakened) -> None:
+        """Tell the session that this process is the live worker now, and what of it isn't as it was."""
         pidfd = os.pidfd_open(os.getpid())
-        self._announce({"live": os.getpid(), "lost": lost}, pidfd)
+        self._announce({"live": os.getpid(), "lost": awakened.lost, "shared": awakened.shared}, pidfd)
         os.close(pidfd)
 
     @property
@@ -199,7 +200,7 @@ class Copier:
         self._channel = _channel(channel_fd)
         if message["reseed"]:
             reseed()
-        return Awakened(data_fd, message["seq"], lost, message["due"])
+        return Awakened(data_fd, message["seq"], lost, shared_memory(), message["due"])
 
 
 def _next_packet(ours: _socket.socket) -> tuple[dict[str, Any], list[int]]:

@@ -1,4 +1,4 @@
-"""What the user's code has open, in words; and what of it a copy has to let go."""
+"""What the user's code has open, in words; what of it a copy has to let go, and what it shares."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ _MAX_LISTED = 100
 _MAX_NAME_CHARACTERS = 200
 """So that a list fits one packet of the announcement channel."""
 
+
+_NAMELESS = {"/dev/zero (deleted)": "memory without a name"}
+"""What the kernel calls shared memory that is no file's."""
 
 _EVENT_LOG_END = ".events.jsonl)"
 """Ends what is said of a file that the code's events go to: each fork closes it, and opens its own."""
@@ -55,6 +58,14 @@ def cut_off_peers(kept_fd: int, not_users: set[int]) -> tuple[str, ...]:
             pass  # the descriptor of the listing itself
     os.close(null_fd)
     return tuple(lost[:_MAX_LISTED])
+
+
+def shared_memory() -> tuple[str, ...]:
+    """The memory that a fork shares with this process instead of copying it, for writing: what it is of."""
+    with open("/proc/self/maps", "rb") as maps:
+        lines = [line.split(maxsplit=5) for line in maps if b" rw-s " in line or b" rwxs " in line]
+    names = {line[5].rstrip(b"\n").decode("utf-8", "backslashreplace") for line in lines}
+    return tuple(_NAMELESS.get(name, name)[-_MAX_NAME_CHARACTERS:] for name in sorted(names)[:_MAX_LISTED])
 
 
 def _target(fd: int) -> str:

@@ -133,12 +133,12 @@ class Lives:
         The worker before it is killed. Raises `SnapshotLost` or `CannotFork`, and it goes on.
         """
         old = self.link
-        link, lost_peers = self._wake(snapshot, old)
+        link, words = self._wake(snapshot, old)
         programs = orphaned_programs(old.pid, link.pid)
         old.signal(signal.SIGKILL)
         old.close()
         self._take_over(link, snapshot.seq, snapshot)
-        return _left_behind(lost_peers, programs)
+        return [*words, *_left_behind(programs)]
 
     def go_to_empty(self) -> list[str]:
         """Make the empty namespace the live one; as `go_to`. Raises `WorkerStartFailed`."""
@@ -148,7 +148,7 @@ class Lives:
         link.take_pipes(old)
         old.close()
         self._take_over(link, 0, None)
-        return _left_behind([], programs)
+        return _left_behind(programs)
 
     def _take_over(self, link: WorkerLink, seq: int, snapshot: Snapshot | None) -> None:
         self.link = link
@@ -158,11 +158,11 @@ class Lives:
 
     def _wake(self, snapshot: Snapshot, old: WorkerLink) -> tuple[WorkerLink, list[str]]:
         """Have a copy make a live worker, which writes to the pipes that the copy was made with."""
-        forked, lost = _wake(snapshot, beside=False, seq=snapshot.seq)
+        forked, words = _wake(snapshot, beside=False, seq=snapshot.seq)
         link = WorkerLink(forked)
         link.close_pipes()
         link.take_pipes(old)
-        return link, lost
+        return link, words
 
     def adopt(self, link: WorkerLink, seq: int, base: Snapshot) -> None:
         """Make a worker that was woken beside the live one live; it ran `seq`, from the state of `base`.
@@ -307,8 +307,7 @@ def wake_beside(
     Its state counts as that after execution `seq`; for `due` see `Snapshot.wake`. Raises `SnapshotLost` or
     `CannotFork`.
     """
-    forked, lost = _wake(snapshot, beside=True, seq=seq, reseed=reseed, due=due)
-    words = _left_behind(lost, [])
+    forked, words = _wake(snapshot, beside=True, seq=seq, reseed=reseed, due=due)
     files = [line for line in snapshot.descriptors if " at byte " in line]
     if files:
         words.append(f"open files are shared with other copies, offsets too: {', '.join(files)}")
@@ -327,11 +326,11 @@ def _wake(
             snapshot.wake(theirs, beside=beside, seq=seq, reseed=reseed, due=due)
         finally:
             theirs.close()  # before waiting: the worker's end is known by ours seeing the end
-        pid, pidfd, lost = snapshot.wait_until_live(ends.channel)
+        pid, pidfd, words = snapshot.wait_until_live(ends.channel)
     except BaseException:
         ends.close()
         raise
-    return ForkedWorker(pid, pidfd, ends), lost
+    return ForkedWorker(pid, pidfd, ends), words
 
 
 def _beyond(seq: int, ran: list[range]) -> list[range]:
@@ -347,10 +346,7 @@ def _lost(ran: list[range], reason: str | None) -> list[str]:
     return [f"lost with it: {', '.join(names)}{why}"]
 
 
-def _left_behind(lost_peers: list[str], programs: list[str]) -> list[str]:
-    words = []
-    if lost_peers:
-        words.append(f"pipes and sockets don't survive: {', '.join(lost_peers)}")
-    if programs:
-        words.append(f"programs started before go on, but are not its children: {', '.join(programs)}")
-    return words
+def _left_behind(programs: list[str]) -> list[str]:
+    if not programs:
+        return []
+    return [f"programs started before go on, but are not its children: {', '.join(programs)}"]

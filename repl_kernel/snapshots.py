@@ -78,7 +78,7 @@ class Snapshot:
             raise SnapshotLost(self.seq) from exc
 
     def wait_until_live(self, channel: _socket.socket) -> tuple[int, int, list[str]]:
-        """The pid, a pidfd, and what is lost, of the worker that the copy makes.
+        """The pid, a pidfd, and in words what isn't as it was, of the worker that the copy makes.
 
         Our copies of the worker's ends must be closed by now. Raises `CannotFork` where the system has no
         process left (the copy sleeps on), and `SnapshotLost`.
@@ -89,7 +89,7 @@ class Snapshot:
             if channel.fileno() in ready and (packet := _receive(channel)) is not None:
                 message, fd = packet
                 if "live" in message:
-                    return message["live"], fd, message["lost"]
+                    return message["live"], fd, _in_words(message["lost"], message["shared"])
             elif ready:
                 self._raise_why_not()
         raise SnapshotLost(self.seq)
@@ -275,6 +275,15 @@ class SnapshotRing:
         self.end_thinned()
         while self._kept:
             self.drop(self._kept[-1].seq)
+
+
+def _in_words(lost: list[str], shared: list[str]) -> list[str]:
+    words = []
+    if lost:
+        words.append(f"pipes and sockets don't survive: {', '.join(lost)}")
+    if shared:
+        words.append(f"shared memory is not copied, it is as it is now: {', '.join(shared)}")
+    return words
 
 
 def _is_announcement(message: dict[str, Any], fd: int) -> bool:

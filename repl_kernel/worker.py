@@ -297,7 +297,7 @@ class Worker:
         self._is_due = awakened.is_due
         self._has_forked = False  # it has no children
         self._runner.go_live()
-        self._copier.announce_live(awakened.lost)
+        self._copier.announce_live(awakened)
         return False
 
     def _warm_up(self) -> None:

@@ -213,6 +213,17 @@ def test_files_that_are_open_in_two_copies_are_named(world: World) -> None:
     branch.close()
 
 
+def test_shared_memory_that_is_not_as_it_was_is_named(world: World) -> None:
+    world.keep("import mmap, multiprocessing\nm = mmap.mmap(-1, 1)\nv = multiprocessing.Value('i')")
+    world.do("m[0] = v.value = 7")
+    (notice,) = world.executor.rewind(1)
+    assert notice.startswith("shared memory is not copied, it is as it is now: ")
+    assert "/dev/shm/" in notice
+    assert "memory without a name" in notice
+    assert world.value("m[0], v.value") == (7, 7)
+    assert notice in world.speculate("1")[0].notices
+
+
 def test_candidates_run_at_once_and_see_nothing_of_each_other(world: World) -> None:
     world.keep("import time; x = []")
     codes = [
