@@ -22,6 +22,8 @@ from repl_kernel.errors import (
     ExecutorClosed,
     InterruptedByCaller,
     RequestRefused,
+    SnapshotGone,
+    SnapshotLost,
     SnapshotRefused,
     WorkerStartFailed,
 )
@@ -269,11 +271,14 @@ class WorkerExecutor:
         return notices
 
     def _roll_back(self, outcome: ExecutionOutcome, seq: int) -> ExecutionOutcome:
-        """Leave the namespace as it was before an execution that failed."""
-        lives = self._lives
+        """Leave the namespace as it was before an execution that failed; a notice says where it can't be."""
+        lives, notices = self._lives, outcome.notices
         if lives.state_seq != seq:
-            lives.go_to(lives.ring.get(seq))
-        return replace(outcome, rolled_back=True, snapshot=None, changes=NO_CHANGES)
+            try:
+                notices = (*notices, *lives.go_to(lives.ring.get(seq)))
+            except (SnapshotGone, SnapshotLost, CannotFork) as exc:
+                return replace(outcome, notices=(*notices, f"this could not be rolled back: {exc}"))
+        return replace(outcome, rolled_back=True, snapshot=None, changes=NO_CHANGES, notices=notices)
 
     def _message(self, request: ExecutionRequest, link: WorkerLink, may_ask: bool) -> dict[str, Any]:
         code = request.code

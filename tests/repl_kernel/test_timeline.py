@@ -343,6 +343,27 @@ def test_an_atomic_execution_that_fails_leaves_the_namespace_as_it_was(world: Wo
     assert world.value("x") == [1, 3]
 
 
+def test_what_a_rollback_can_not_bring_back_is_named(world: World) -> None:
+    world.do("import os; read_fd, write_fd = os.pipe()")
+    assert "pipes and sockets don't survive" in world.run("1 / 0", atomic=True).notices[0]
+
+
+def test_an_atomic_execution_whose_copy_is_lost_keeps_its_outcome_and_says_so(world: World) -> None:
+    world.keep("x = 1")
+    kill_copies = (
+        "import os, signal\n"
+        "for copy in open(f'/proc/{os.getppid()}/task/{os.getppid()}/children').read().split():\n"
+        "    if int(copy) != os.getpid(): os.kill(int(copy), signal.SIGKILL)\n"
+    )
+    outcome = world.run(f"{kill_copies}\nprint('partial')\nx = 2\n1 / 0", atomic=True)
+    assert outcome.stdout == "partial\n"
+    assert outcome.error is not None
+    assert outcome.error.type == "ZeroDivisionError"
+    assert not outcome.rolled_back
+    assert "this could not be rolled back" in outcome.notices[-1]
+    assert world.value("x") == 2
+
+
 def test_an_atomic_execution_in_an_empty_namespace_can_be_rolled_back(world: World) -> None:
     assert world.run("x = 1; 1 / 0", atomic=True).rolled_back
     assert world.run("x").status == "error"
