@@ -74,6 +74,7 @@ class KeeperLink:
         except OSError as exc:
             raise CannotFork(f"no descriptors are left for a new worker: {exc.strerror}") from exc
         fds = struct.pack("4i", *theirs.fds)
+        self._let_go_on()
         try:
             self._control.sendmsg([b'{"op":"fork"}'], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fds)])
         except OSError as exc:
@@ -86,6 +87,7 @@ class KeeperLink:
     def exit_status(self, pid: int, limit_s: float = 1.0) -> int | None:
         """The wait status of a worker that has ended, `None` where the keeper doesn't tell in time."""
         deadline = time.monotonic() + limit_s
+        self._let_go_on()
         if pid in self._forked:
             self._forked.remove(pid)
         else:  # a copy made it: the keeper reaped it without a word
@@ -103,6 +105,7 @@ class KeeperLink:
     def sweep(self) -> None:
         """Kill every descendant of the keeper, workers included; raises `WorkerStartFailed` where
         it is gone."""
+        self._let_go_on()
         try:
             self._control.send(b'{"op":"sweep"}')
         except OSError as exc:
@@ -140,6 +143,13 @@ class KeeperLink:
         self._control.close()
         self._close_keeper_pidfd()
 
+    def _let_go_on(self) -> None:
+        """Have the keeper go on where executed code, of the same user, has stopped it."""
+        try:
+            os.kill(self.pid, signal.SIGCONT)
+        except OSError:
+            pass  # it is gone, which whoever asks it is told
+
     def _close_keeper_pidfd(self) -> None:
         if self._keeper_pidfd >= 0:
             os.close(self._keeper_pidfd)
@@ -149,6 +159,7 @@ class KeeperLink:
         if self._is_reaped:
             return
         self._is_reaped = True
+        self._let_go_on()
         try:
             pidfd = os.pidfd_open(self.pid)
         except OSError:

@@ -270,6 +270,19 @@ def test_a_dead_keeper_is_replaced_and_nothing_of_it_is_left(world: World) -> No
     assert world.keep("x = 2") in world.kept()
 
 
+def test_a_keeper_that_executed_code_has_stopped_is_had_to_go_on(world: World) -> None:
+    stop = "import os, signal; os.kill(os.getppid(), signal.SIGSTOP)"
+    began = time.monotonic()
+    outcome = world.run(f"{stop}; os._exit(5)")
+    assert outcome.error is not None
+    assert outcome.error.exit_code == 5
+    world.do(stop)
+    world.executor.restart()
+    world.do(stop)
+    world.executor.close()
+    assert time.monotonic() - began < 4  # s; each of them has waited for 5
+
+
 def test_a_collection_in_a_restored_worker_does_not_unshare_the_memory(world: World) -> None:
     world.keep("heap = [{i: [i]} for i in range(300_000)]")
     assert world.run("import os; os._exit(1)").status == "crashed"
