@@ -33,6 +33,7 @@ class Timeline:
     log_path: str
     task: TaskIds
     route: str
+    pool: object
     _turn: AbstractContextManager[object]
     _executor: Executor
     _recorded: RecordedExecutor
@@ -93,11 +94,18 @@ class Timeline:
         """
         from json_repl.session import Session
 
+        if not isinstance(reseed, bool):
+            raise InvalidRequest("reseed", f"must be true or false, not {reseed!r}")
         with self._turn:
             timeline = self._require_idle_timeline("branch")
             executor = timeline.branch(_checked_seq(seq), self.session_id, reseed=reseed)
-            branch = Session(executor=executor, **self._branch_settings())
+            try:
+                branch = Session(executor=executor, **self._branch_settings())
+            except BaseException:
+                executor.close()  # again, where the session has begun: it shares this one's keeper
+                raise
             branch._work = self._work.shared()
+            branch.pool = self.pool
             return branch
 
     def speculate(
@@ -178,7 +186,9 @@ def checked_time_limit(time_limit_s: float | None) -> float | None:
         or not isinstance(time_limit_s, (int, float))
         or not 0 < time_limit_s < 1e9
     ):
-        raise InvalidRequest("time_limit_s", f"must be a number of seconds above 0, not {time_limit_s!r}")
+        raise InvalidRequest(
+            "time_limit_s", f"must be a number of seconds above 0, below 1e9, or None, not {time_limit_s!r}"
+        )
     return float(time_limit_s)
 
 

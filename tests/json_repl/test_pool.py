@@ -179,6 +179,16 @@ def test_a_session_of_a_pool_that_nobody_holds_goes_on() -> None:
     session.close()
 
 
+def test_a_branch_of_a_pools_session_that_nobody_else_holds_goes_on() -> None:
+    with SessionPool(1).session() as session:
+        session.execute_code("x = 5")
+        branch = session.branch(1)
+    del session
+    gc.collect()
+    assert value_of(branch, "x") == 5
+    branch.close()
+
+
 def test_a_crashed_session_of_a_pool_is_restored_from_its_snapshot() -> None:
     with SessionPool(1, preload=["numpy"]) as pool, pool.session() as session:
         session.execute_code("import numpy as np; a = np.arange(5); g = iter(a)")

@@ -17,6 +17,7 @@ import pytest
 from json_repl.errors import InvalidRequest
 from json_repl.session import Session
 from repl_kernel.errors import SnapshotGone, SnapshotRefused
+from task_logger.errors import ConfigurationError
 
 PATIENCE_S = 20.0
 
@@ -99,6 +100,18 @@ def test_candidates_that_cannot_run_have_a_line_each(session: Session) -> None:
     session.execute_code("e.set()")
     assert [line["seq"] for line in lines_of(session)] == [1, 2, 3, 4]
     assert [line["error"]["type"] for line in lines_of(session)[1:3]] == ["SnapshotRefused"] * 2
+
+
+def test_a_branch_that_can_not_begin_leaves_nothing_behind(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(session, "x = 1")
+    monkeypatch.setenv("TASK_LOG_FSYNC", "sometimes")
+    with pytest.raises(ConfigurationError, match="TASK_LOG_FSYNC"):
+        session.branch(1)
+    with pytest.raises(InvalidRequest, match="reseed must be true or false"):
+        session.branch(1, reseed=object())  # type: ignore[arg-type]
+    assert value(session, "x") == "1"
 
 
 def test_what_the_local_route_cannot_do_names_the_one_that_can(log_root: Path) -> None:
