@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from threading import Lock
 from types import TracebackType
 from typing import Any
 
 from json_repl.errors import PoolClosed
+from json_repl.limiting import checked_limits
 from json_repl.preloading import checked_pass_env, checked_preload
-from json_repl.session import Session, checked_shell
+from json_repl.session import Session, checked_actor, checked_redact, checked_shell
+from json_repl.timeline import checked_policy, checked_time_limit
 from repl_kernel.errors import CannotFork, IsolationUnavailable, PreloadFailed, WorkerStartFailed
 from repl_kernel.isolation import worker_environment
 from repl_kernel.spawn import SpawnedKeeper
 from repl_kernel.zygote_link import ZygoteLink
 from task_logger.errors import ConfigurationError
+from task_logger.record import Isolation
+from task_logger.secret_search import Secrets
+from task_logger.task import log_root, task_ids
 
 MAX_SIZE = 256
 """Each that waits is two processes, and holds five descriptors here."""
@@ -28,14 +33,19 @@ MAX_SIZE = 256
 _OF_THE_POOL = frozenset(("isolation", "pass_env", "preload", "route", "shell"))
 """Settings that are those of processes which are there before a session is."""
 
+_OF_A_SESSION = frozenset(
+    ("plan_id", "task_id", "task_name", "log_dir", "snapshots", "limits", "actor", "time_limit_s", "redact")
+)
+"""Settings that each session of a pool can have to itself."""
+
 
 class SessionPool:
     """Warm sessions on the worker route; a context manager, usable from several threads.
 
     `size` sessions wait ready, each in processes of its own: what one does, and how it ends, is nothing to
     the others. `preload` names the modules that are imported before. All else is as for `Session`, and holds
-    for every session that `session()` doesn't ask otherwise for. Raises `ConfigurationError`, `PreloadFailed`
-    (it names the module), and `WorkerStartFailed`; nothing is left then.
+    for every session that `session()` doesn't ask otherwise for. Raises `ConfigurationError`, as `Session`
+    does, `PreloadFailed` (it names the module), and `WorkerStartFailed`; nothing is left then.
     """
 
     def __init__(
@@ -49,6 +59,7 @@ class SessionPool:
         self._preload = checked_preload("worker", preload)
         self._pass_env = checked_pass_env(pass_env)
         self._shell = checked_shell("worker", settings.pop("shell", "plain"))
+        _check_settings(settings, self._isolation)
         self._settings = settings
         self._lock = Lock()
         self._owner_pid = os.getpid()
@@ -66,6 +77,7 @@ class SessionPool:
         """
         for name in _OF_THE_POOL & overrides.keys():
             raise ConfigurationError(name, "is that of the whole pool: its workers are there already")
+        _check_names(overrides)
         if os.getpid() != self._owner_pid:
             raise PoolClosed(f"the pool belongs to process {self._owner_pid}; make one in this process")
         for spares in reversed(range(self._size + 1)):
@@ -178,6 +190,26 @@ class SessionPool:
                 return
         keeper.control.close()
         keeper.ends.close()
+
+
+def _check_settings(settings: Mapping[str, Any], isolation: Isolation) -> None:
+    """Raise, before anything is started, what every session would."""
+    _check_names(settings)
+    given = {name: value for name, value in settings.items() if value is not None}
+    task_ids(given.get("plan_id"), given.get("task_id"), given.get("task_name"))
+    log_root(given.get("log_dir"))
+    checked_policy(settings.get("snapshots", "auto"))
+    checked_limits("worker", isolation, given.get("limits"))
+    checked_actor(given.get("actor"))
+    checked_time_limit(given.get("time_limit_s"))
+    if redact := checked_redact(given.get("redact")):
+        Secrets({}, redact)
+
+
+def _check_names(settings: Mapping[str, Any]) -> None:
+    for name in sorted(settings.keys() - _OF_A_SESSION):
+        known = ", ".join(sorted(_OF_A_SESSION))
+        raise ConfigurationError(name, f"is no setting of a pool's sessions; those are {known}")
 
 
 def _checked_isolation(settings: dict[str, Any]) -> Any:

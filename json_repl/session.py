@@ -98,13 +98,13 @@ class Session(Timeline):
         self.task = task_ids(plan_id, task_id, task_name)
         self.log_path = log_path(settings.root, self.task)
         self._settings = settings
-        self._actor = _checked_actor(actor)
+        self._actor = checked_actor(actor)
         self._time_limit_s = checked_time_limit(time_limit_s)
         self._turn = _thread.RLock()
         self._owner_pid = os.getpid()
         self._seq = 0
         self._is_executing = False
-        self._redact = _checked_redact(redact)
+        self._redact = checked_redact(redact)
         secrets = None if self._redact is False else Secrets(os.environ, self._redact)
         self._keeping = Keeping(settings, self.task, secrets)
         self._events = SessionEvents(settings, self.session_id, self.task, self._keeping.redactor)
@@ -503,15 +503,17 @@ def _checked_kernel(route: SessionRoute, kernel: str | None) -> str:
     return kernel
 
 
-def _checked_actor(actor: str | None) -> str:
+def checked_actor(actor: str | None) -> str:
+    """Who executes, as the log names it; raises `ConfigurationError` for what is no text."""
     if actor is not None and not isinstance(actor, str):
         raise ConfigurationError("actor", f"must be a text, not a {type(actor).__name__}")
     return actor or "python"
 
 
-def _checked_redact(
+def checked_redact(
     redact: Mapping[str, str | re.Pattern[str]] | Literal[False] | None,
 ) -> dict[str, str | re.Pattern[str]] | Literal[False]:
+    """The secrets by name, `False` to look for none; raises `ConfigurationError` for what is no mapping."""
     if redact is False:
         return False
     if redact is not None and not isinstance(redact, Mapping):

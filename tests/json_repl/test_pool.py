@@ -223,6 +223,8 @@ def test_a_session_that_can_not_begin_costs_no_warm_one() -> None:
         for _ in range(3):
             with pytest.raises(InvalidRequest):
                 pool.session(time_limit_s=-1)
+            with pytest.raises(ConfigurationError, match="spawned: is no setting"):
+                pool.session(spawned=None)
         with pool.session() as session:
             assert value_of(session, "1") == 1
 
@@ -293,10 +295,20 @@ def test_what_a_module_prints_while_it_is_preloaded_is_nobodys_output(
         ({"isolation": "sandbox"}, "isolation='sandbox'"),
         ({"isolation": "nonsense"}, "nonsense"),
         ({"route": "local"}, "route"),
+        ({"snapshot": "off"}, "snapshot: is no setting of a pool's sessions; those are actor, limits"),
+        ({"network": True}, "network: is no setting"),
+        ({"snapshots": "never"}, "snapshots: must be 'auto'"),
+        ({"task_id": 7}, "task_id: must be a text"),
+        ({"log_dir": ""}, "log_dir"),
+        ({"actor": 1}, "actor"),
+        ({"limits": {"memory_bytes": 1}}, "limits: memory_bytes is 1"),
+        ({"limits": {"work_folder_files": 99}}, "isolation='sandbox'"),
+        ({"redact": {"NAME": 1}}, "redact"),
+        ({"time_limit_s": 0}, "time_limit_s"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_named(settings: dict[str, Any], says: str) -> None:
-    with pytest.raises(ConfigurationError, match=says):
+    with pytest.raises((ConfigurationError, InvalidRequest), match=says):
         SessionPool(**settings)
 
 
