@@ -10,19 +10,17 @@ import os
 import sys
 import time
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from json_repl.connection import Connection
 from json_repl.errors import RequestFailed, SessionClosed, SessionProcessDied, SessionStartFailed
 from json_repl.remote_session import CONTROL_BOUND_S, FOREVER, RemoteSession
+from json_repl.spawning import ProcessRoute, checked_bound, spawn_server
 
 if TYPE_CHECKING:
-    from subprocess import Popen
-
     from json_repl.connection import Call
     from repl_kernel.executor import OnInput, OnOutput
-
-ProcessRoute = Literal["local", "worker"]
+    from repl_kernel.limits import Limits
 
 TERM_BOUND_S = 6.0
 """A process told to end by SIGTERM takes up to 5 s to write its last line."""
@@ -33,8 +31,8 @@ class SessionProcess(RemoteSession):
 
     `route` of `None` means from the environment, `env` of `None` this process's own; `python` is the
     interpreter to start; `preload` are modules that the worker is to have at once, `limits` what code may
-    use, by the names of `Limits`. Raises
-    `SessionStartFailed` where it isn't ready within `start_bound_s`.
+    use, by the names of `Limits`. Raises `ConfigurationError` or `InvalidRequest` for an argument that makes
+    no sense, and `SessionStartFailed` where it isn't ready within `start_bound_s`.
     The process gets a process group of its own, so that Ctrl-C in a terminal only reaches the caller.
     """
 
@@ -43,17 +41,18 @@ class SessionProcess(RemoteSession):
         *,
         route: ProcessRoute | None = None,
         preload: Collection[str] = (),
-        limits: Mapping[str, float] | None = None,
+        limits: Limits | Mapping[str, Any] | None = None,
         env: Mapping[str, str] | None = None,
-        python: str = sys.executable,
+        python: str | os.PathLike[str] = sys.executable,
         cwd: str | os.PathLike[str] | None = None,
         start_bound_s: float = 30.0,
         close_bound_s: float = 10.0,
     ) -> None:
-        self._close_bound_s = close_bound_s
+        start_bound_s = checked_bound("start_bound_s", start_bound_s)
+        self._close_bound_s = checked_bound("close_bound_s", close_bound_s)
         self._is_closed = False
-        self._process = _spawn(
-            route=route, preload=preload, limits=limits or {}, env=env, python=python, cwd=cwd
+        self._process = spawn_server(
+            route=route, preload=preload, limits=limits, env=env, python=python, cwd=cwd
         )
         self._connection = Connection(self._process)
         try:
@@ -124,7 +123,7 @@ class SessionProcess(RemoteSession):
     ) -> Any:
         if self._is_closed:
             raise SessionClosed
-        deadline = time.monotonic() + bound_s
+        deadline = time.monotonic() + (bound_s if bound_s == FOREVER else checked_bound("bound_s", bound_s))
         with self._connection.call(method, params, deadline) as call:
             try:
                 reply = self._wait(call, deadline, on_output, on_input)
@@ -167,47 +166,10 @@ class SessionProcess(RemoteSession):
             text: str | None = on_input(asked["prompt"], asked["password"])
         except EOFError:
             text = None
+        if text is not None and not isinstance(text, str):
+            raise TypeError(f"on_input must return a text, not a {type(text).__name__}")
         self._connection.notify("input_reply", {"text": text})
 
     def _interrupt_and_wait(self, call: Call, session_id: object) -> None:
         self._connection.notify("interrupt", {"session_id": session_id})
         self._wait(call, time.monotonic() + CONTROL_BOUND_S, None, None)
-
-
-def _spawn(
-    *,
-    route: ProcessRoute | None,
-    preload: Collection[str],
-    limits: Mapping[str, float],
-    env: Mapping[str, str] | None,
-    python: str,
-    cwd: str | os.PathLike[str] | None,
-) -> Popen[bytes]:
-    import subprocess
-
-    environment = dict(os.environ if env is None else env)
-    if route is not None:
-        environment["USE_SUBPROCESS_WORKER"] = {"local": "0", "worker": "1"}[route]
-    command = [python, "-m", "json_repl"]
-    if preload or limits:
-        command.append("serve")
-        if preload:
-            command += ["--preload", ",".join(preload)]
-        for name, value in limits.items():
-            command += ["--limit", f"{name}={value}"]
-        if route is not None:
-            command += ["--route", route]
-    try:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            cwd=cwd,
-            env=environment,
-            process_group=0,
-        )
-    except OSError as exc:
-        what = exc.filename if exc.filename is not None else python
-        raise SessionStartFailed(f"no session: {what}: {exc.strerror}; check python and cwd") from exc

@@ -80,7 +80,9 @@ class Connection:
             self._last_id += 1
             call = self._calls[self._last_id] = Call(self._last_id)
         try:
-            self._send(messages.render_request(call.id, method, params), method, deadline)
+            with _refusing_what_json_lacks(method):
+                line = messages.render_request(call.id, method, params)
+            self._send(line, method, deadline)
             yield call
         finally:
             with self._changed:
@@ -88,7 +90,9 @@ class Connection:
 
     def notify(self, method: str, params: Mapping[str, object]) -> None:
         """Send a request that wants no reply."""
-        self._send(messages.render_notification(method, params), method, float("inf"))
+        with _refusing_what_json_lacks(method):
+            line = messages.render_notification(method, params)
+        self._send(line, method, float("inf"))
 
     def read_for(self, call: Call | None, deadline: float) -> None:
         """Wait for news of this call, the deadline or the conversation's end; `None` stands for any news."""
@@ -204,6 +208,14 @@ class Connection:
                 call.events.append(message)
             else:
                 call.reply = message
+
+
+@contextlib.contextmanager
+def _refusing_what_json_lacks(method: str) -> Iterator[None]:
+    try:
+        yield
+    except TypeError as exc:
+        raise InvalidRequest(method, f"takes what JSON can hold: {exc}") from exc
 
 
 def _remaining_s(deadline: float) -> float | None:

@@ -156,6 +156,10 @@ class RemoteSession(ABC):
 
         The live state stays as it is until one is adopted.
         """
+        if isinstance(codes, str) or not isinstance(codes, Sequence):
+            from json_repl.errors import InvalidRequest
+
+            raise InvalidRequest("codes", f"must be a list of texts, not a {type(codes).__name__}")
         params: dict[str, object] = {"codes": list(codes), "time_limit_s": _checked_time_limit(time_limit_s)}
         if tags:
             params["tags"] = tags
@@ -208,9 +212,10 @@ class SessionBranch(RemoteSession):
 
 
 def _checked_time_limit(time_limit_s: float | None) -> float | None:
-    """The same; all else is checked by the process, but JSON makes `null` of NaN: no limit at all."""
-    if isinstance(time_limit_s, float) and math.isnan(time_limit_s):
+    """The same; the process checks all else, but JSON makes `null` of NaN and infinity: no limit at all."""
+    if isinstance(time_limit_s, float) and not math.isfinite(time_limit_s):
         from json_repl.errors import InvalidRequest
 
-        raise InvalidRequest("time_limit_s", "must be a number of seconds above 0, not NaN")
+        named = "NaN" if math.isnan(time_limit_s) else "infinity; None is no limit"
+        raise InvalidRequest("time_limit_s", f"must be a number of seconds above 0, not {named}")
     return time_limit_s

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from json_repl.errors import (
     SessionProcessDied,
     SessionStartFailed,
 )
+from task_logger.errors import ConfigurationError
 from tests.json_repl.conftest import in_time
 
 both_routes = pytest.mark.parametrize("route", ["local", "worker"])
@@ -147,6 +148,55 @@ def test_a_request_that_no_reply_could_name_is_refused_at_once(session: SessionP
     with pytest.raises(InvalidRequest, match="time_limit_s must be a number of seconds above 0, not NaN"):
         session.execute_code("1", time_limit_s=float("nan"))
     assert session.execute_code("1")["debug_info"]["seq"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"route": "jupyter"}, "route: must be 'local', 'worker' or None"),
+        ({"route": ["worker"]}, "route: must be"),
+        ({"preload": "numpy"}, "preload: must be a list of names"),
+        ({"limits": 5}, "limits: limits is 5"),
+        ({"limits": {"memory": 5}}, "limits: memory is 5"),
+        ({"env": "A=1"}, "env: must be a mapping of texts to texts"),
+        ({"env": {"A": 1}}, "env: must be a mapping of texts to texts; 'A' is 1"),
+        ({"env": {"A": "\0"}}, "env: 'A': can't be a variable"),
+        ({"python": None}, "python: must be a path"),
+        ({"cwd": "\0"}, "cwd: must be a path"),
+        ({"start_bound_s": "1"}, "start_bound_s must be a number of seconds"),
+        ({"close_bound_s": float("nan")}, "close_bound_s must be a number of seconds"),
+    ],
+)
+def test_an_argument_that_makes_no_sense_is_named_before_anything_is_started(
+    arguments: dict[str, Any], says: str, no_leaks: None
+) -> None:
+    with pytest.raises((ConfigurationError, InvalidRequest), match=says):
+        SessionProcess(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("ask", "says"),
+    [
+        (lambda session: session.speculate("12"), "codes must be a list of texts, not a str"),
+        (lambda session: session.rewind(1 << 70), "rewind takes what JSON can hold"),
+        (lambda session: session.execute_code("\ud800"), "execute takes what JSON can hold"),
+        (lambda session: session.execute_code("1", tags={"a": object()}), "execute takes what JSON can hold"),
+        (lambda session: session.execute_code("1", time_limit_s=float("inf")), "None is no limit"),
+        (lambda session: session.execute_code("1", reply_bound_s="1"), "bound_s must be a number of seconds"),
+    ],
+)
+def test_what_can_not_be_asked_is_refused_at_once(
+    session: SessionProcess, ask: Callable[[SessionProcess], object], says: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=says):
+        ask(session)
+    assert session.execute_code("1")["debug_info"]["seq"] == 1
+
+
+def test_an_answer_to_input_that_is_no_line_is_the_callers_error(session: SessionProcess) -> None:
+    with pytest.raises(TypeError, match="on_input must return a text, not a int"):
+        session.execute_code("input()", on_input=lambda prompt, is_password: 5)  # type: ignore[arg-type,return-value]
+    assert session.history(last=1)[0]["status"] == "interrupted"
 
 
 def test_a_reply_that_does_not_come_in_time_is_an_error_and_is_dropped_when_it_comes(
