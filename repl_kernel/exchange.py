@@ -210,7 +210,7 @@ class Exchange:
         answer: dict[str, Any] = {"op": "input_reply", "id": message_id}
         if self._on_input is not None:
             try:
-                answer["text"] = self._on_input(question["prompt"], question["password"])
+                answer |= _line_fields(self._on_input(question["prompt"], question["password"]))
             except KeyboardInterrupt as exc:  # here, so that the question isn't asked again
                 self.keyboard_interrupt = exc
                 self._interruption.begin("interrupted")
@@ -275,3 +275,14 @@ class Exchange:
         for _ in range(_LAST_READS):
             if self._drain(self._link.wait(0)) < 1 << 16:
                 break
+
+
+def _line_fields(line: object) -> dict[str, str]:
+    """A line for `input()` as a message holds it; JSON has no half characters."""
+    if not isinstance(line, str):
+        raise _RaisedByCaller(TypeError(f"on_input must return a text, not a {type(line).__name__}"))
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return {"text_hex": line.encode("utf-8", "surrogatepass").hex()}
+    return {"text": line}

@@ -367,6 +367,8 @@ class Worker:
             message = self._await("input_reply", number)
         else:
             message = self._ask_aside(question, number)
+        if "text_hex" in message:
+            return bytes.fromhex(message["text_hex"]).decode("utf-8", "surrogatepass")
         if "text" not in message:
             refuse_input()
         return str(message["text"])

@@ -411,6 +411,15 @@ def test_a_thread_that_still_asks_for_input_when_its_execution_ends_takes_nothin
     assert outcome.result == {"text/plain": "'answer'"}
 
 
+def test_an_answer_to_input_that_is_not_unicode_arrives_and_one_that_is_no_text_is_the_callers_error(
+    caller: Caller,
+) -> None:
+    assert caller.run("x = input()", on_input=lambda *_: "a\udcff").status == "ok"
+    assert caller.run("x").result == {"text/plain": "'a\\udcff'"}
+    with pytest.raises(TypeError, match="on_input must return a text, not a bytes"):
+        caller.run("input()", on_input=lambda *_: b"a")  # type: ignore[arg-type,return-value]
+
+
 def test_input_in_a_fork_of_executed_code_ends_at_once(caller: Caller) -> None:
     code = (
         "import os\n"
