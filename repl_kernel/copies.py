@@ -91,9 +91,10 @@ class Copier:
             reason = why_no_copy()
             if reason is None:
                 calm_native_threads()
-                descriptors = open_descriptors(not_users)
                 pair = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
                 theirs, ours = ends = [_channel(_above_outputs(end.detach())) for end in pair]
+                # Now: it takes one more, as the copy will.
+                descriptors = open_descriptors(not_users | {theirs.fileno(), ours.fileno()})
                 if self._fork(SNAPSHOT_NAME):
                     return self._be_copy(ours, theirs, not_users)
                 ours.close()
@@ -195,12 +196,13 @@ class Copier:
         for number, fd in enumerate(outputs, start=1):
             os.dup2(fd, number)
             os.close(fd)
+        shared = shared_memory()
         self.spare_files(False)
         volunteer_for_oom_killer()
         self._channel = _channel(channel_fd)
         if message["reseed"]:
             reseed()
-        return Awakened(data_fd, message["seq"], lost, shared_memory(), message["due"])
+        return Awakened(data_fd, message["seq"], lost, shared, message["due"])
 
 
 def _next_packet(ours: _socket.socket) -> tuple[dict[str, Any], list[int]]:

@@ -62,8 +62,11 @@ def cut_off_peers(kept_fd: int, not_users: set[int]) -> tuple[str, ...]:
 
 def shared_memory() -> tuple[str, ...]:
     """The memory that a fork shares with this process instead of copying it, for writing: what it is of."""
-    with open("/proc/self/maps", "rb") as maps:
-        lines = [line.split(maxsplit=5) for line in maps if b" rw-s " in line or b" rwxs " in line]
+    try:
+        with open("/proc/self/maps", "rb") as maps:
+            lines = [line.split(maxsplit=5) for line in maps if b" rw-s " in line or b" rwxs " in line]
+    except OSError as exc:
+        return (f"nobody can tell of what ({exc.strerror})",)
     names = {line[5].rstrip(b"\n").decode("utf-8", "backslashreplace") for line in lines}
     return tuple(_NAMELESS.get(name, name)[-_MAX_NAME_CHARACTERS:] for name in sorted(names)[:_MAX_LISTED])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -229,16 +230,28 @@ def test_where_no_descriptor_is_left_the_worker_goes_on(world: World) -> None:
     assert world.value("1 + 1") == 2
 
 
-def test_a_copy_that_lacks_a_descriptor_for_itself_never_takes_requests_from_the_worker(
-    world: World,
-) -> None:
+def test_a_copy_that_would_lack_a_descriptor_is_refused(world: World) -> None:
     world.do(
         "import os, resource\ncount = 0\n"
         "used = len(os.listdir('/proc/self/fd')) - 1\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (used + 2, 4096))"
     )
-    world.executor.snapshot()  # has a socket pair, and the copy nothing to look around with
+    with pytest.raises(SnapshotRefused, match="Too many open files"):
+        world.executor.snapshot()  # it would have its socket, and nothing to look around with
     assert [world.value("(count := count + 1)") for _ in range(50)] == list(range(1, 51))
+
+
+def test_a_copy_that_fails_ends_without_a_trace(world: World, tmp_path: Path) -> None:
+    world.do(
+        "import atexit, os, pathlib\n"
+        f"atexit.register(pathlib.Path({str(tmp_path / 'ran')!r}).touch)\n"
+        "os.setsid = None"
+    )
+    with contextlib.suppress(SnapshotRefused):  # where it has ended so soon that it was seen
+        world.executor.snapshot()
+    wait_until(lambda: not world.copies())
+    assert not list(tmp_path.iterdir())
+    assert world.value("2") == 2
 
 
 @pytest.mark.parametrize(
