@@ -44,7 +44,10 @@ class WorkFolder:
         if given is None:
             self.path = os.path.join(plan_folder, "work", session_id)
             return
-        self.path = os.path.realpath(os.fsdecode(given))
+        text: object = os.fspath(given) if isinstance(given, os.PathLike) else given
+        if not isinstance(text, str) or not text or "\0" in text:
+            raise ConfigurationError("work_folder", f"must be the path of a folder, as a text, not {given!r}")
+        self.path = os.path.realpath(text)
         if not os.path.isdir(self.path):
             raise ConfigurationError("work_folder", f"{self.path} is not a folder; make it first")
         if f"{plan_folder}/".startswith(f"{self.path.rstrip('/')}/"):

@@ -22,7 +22,7 @@ class WorkFolderSize:
         self._path = path
         self._max_bytes = limits.work_folder_bytes
         self._max_files = limits.work_folder_files
-        self._at_start: tuple[int, int] | None = None if os.listdir(path) else (0, 0)
+        self._at_start: tuple[int, int] | None = (0, 0) if _is_empty(path) else None
         self._last = (0, 0)
         self._free = self._counted_at = (0, 0)
         self._count_at_s = 0.0
@@ -95,3 +95,10 @@ class WorkFolderSize:
             except OSError:
                 continue
         return size, files
+
+
+def _is_empty(path: str) -> bool:
+    try:
+        return not os.listdir(path)
+    except OSError:
+        return False  # it is gone: whether something is in it, the first count tells

@@ -541,6 +541,20 @@ def test_the_work_folder_is_capped_in_files_and_bytes_and_can_be_emptied(tmp_pat
         world.close()
 
 
+def test_candidates_run_where_the_work_folder_was_deleted_from_outside(tmp_path: Path) -> None:
+    from repl_kernel.sandbox import Sandbox
+
+    folder = tmp_path / "work"
+    folder.mkdir()
+    world = World(executor=TimelineExecutor(isolation=Sandbox(work_folder=str(folder))))
+    try:
+        world.keep("x = 1")
+        folder.rmdir()
+        assert [outcome.status for outcome in world.speculate("x", "x")] == ["ok", "ok"]
+    finally:
+        world.close()
+
+
 def test_what_an_execution_adds_to_the_work_folder_after_one_that_was_stopped_is_no_old_news(
     tmp_path: Path,
 ) -> None:

@@ -128,6 +128,12 @@ def test_a_given_work_folder_is_used_and_left_alone(log_root: Path, tmp_path: Pa
     assert (folder / "data.csv").exists()
 
 
+@pytest.mark.parametrize("folder", ["", "a\0b", 5, b"/tmp"])
+def test_a_work_folder_that_is_no_path_is_named(folder: Any) -> None:
+    with pytest.raises(ConfigurationError, match="work_folder: must be the path of a folder"):
+        Session("worker", isolation="sandbox", work_folder=folder)
+
+
 def test_a_work_folder_that_holds_the_log_is_refused(log_root: Path) -> None:
     log_root.mkdir(parents=True)
     for folder in (log_root, log_root.parent, Path("/")):
