@@ -100,6 +100,7 @@ class ZygoteLink:
 
     def take_keeper(self) -> SpawnedKeeper:
         """The keeper that was requested first; raises `CannotFork` (others may come), `WorkerStartFailed`."""
+        self._let_go_on()
         message = self._receive(time.monotonic() + _ANSWER_LIMIT_S)
         control, ends = self._requested.popleft()
         if "failed" in message:
@@ -122,6 +123,7 @@ class ZygoteLink:
         if not self._is_ours:
             return
         self._is_ours = False
+        self._let_go_on()
         try:
             pidfd = os.pidfd_open(self.pid)
         except OSError:
@@ -142,6 +144,13 @@ class ZygoteLink:
             control, ends = self._requested.popleft()
             control.close()
             ends.close()
+
+    def _let_go_on(self) -> None:
+        """Have the zygote go on where executed code, of the same user, has stopped it."""
+        try:
+            os.kill(self.pid, signal.SIGCONT)
+        except OSError:
+            pass  # it is gone, which whoever asks it is told
 
     def _wait_until_loaded(self) -> None:
         loading, deadline = "", time.monotonic() + _LOAD_LIMIT_S

@@ -11,6 +11,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -147,6 +148,17 @@ def test_a_pool_whose_zygote_was_killed_goes_on_with_another() -> None:
             assert {value_of(session, code)[0] for session in (waiting, other)} == {True}
             assert parent_of(value_of(other, code)[1]) not in (zygote, os.getpid())
         assert value_of(one, "x") == 1
+
+
+def test_a_zygote_that_executed_code_has_stopped_is_had_to_go_on(no_leaks: None) -> None:
+    began = time.monotonic()
+    with SessionPool(1) as pool:
+        for _ in range(2):
+            os.kill(pool._zygote.pid, signal.SIGSTOP)
+            with pool.session() as session:
+                assert value_of(session, "1") == 1
+        os.kill(pool._zygote.pid, signal.SIGSTOP)
+    assert time.monotonic() - began < 4  # s; close() alone has waited for 5
 
 
 @pytest.mark.parametrize("which", ["keeper", "worker"])
