@@ -7,6 +7,7 @@ a sleeping copy forks --> a worker with the state after some execution
 from __future__ import annotations
 
 import signal
+import sys
 from typing import TYPE_CHECKING, Literal
 
 from repl_kernel.confinement import Confinement
@@ -270,7 +271,8 @@ class Lives:
             self._keeper.abandon()
             return
         self._stop_forks()
-        if self._keeper.is_shared:
+        # (A host that ends has no `open` any more, and its keeper ends everything in a moment.)
+        if self._keeper.is_shared and not sys.is_finalizing():
             kill_descendants(self.link.pid)
             self.link.signal(signal.SIGKILL)
         self.link.close()

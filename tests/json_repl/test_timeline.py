@@ -102,6 +102,15 @@ def test_candidates_that_cannot_run_have_a_line_each(session: Session) -> None:
     assert [line["error"]["type"] for line in lines_of(session)[1:3]] == ["SnapshotRefused"] * 2
 
 
+def test_a_program_that_ends_with_branches_open_ends_without_a_word(log_root: Path, no_leaks: None) -> None:
+    code = (
+        "from json_repl import Session\n"
+        "session = Session('worker')\nsession.execute_code('x = 1')\nbranch = session.branch(1)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stderr == ""
+
+
 def test_a_branch_that_can_not_begin_leaves_nothing_behind(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
