@@ -87,7 +87,6 @@ class Worker:
         self._reading_aside = _thread.allocate_lock()
         self._is_new = True
         self._is_fork = False
-        self._has_forked = False
         self._can_ask = False
         self._module = ModuleType("__main__")
         sys.modules["__main__"] = self._module
@@ -165,7 +164,7 @@ class Worker:
             late: Sequence[Any] = background.end(runner.has_background())
         else:
             late = ()
-        mark = self._children_mark() if self._has_forked or "_posixsubprocess" in sys.modules else None
+        mark = self._children_mark()
         self._is_due = message["auto"]
         self._uncovered_ns += result.elapsed_ns
         send_reply(self._message_id, result, late, mark, self._send_nothing if warms_up else self._send)
@@ -295,7 +294,6 @@ class Worker:
         self._connect(awakened.data_fd)
         self._seq = awakened.seq
         self._is_due = awakened.is_due
-        self._has_forked = False  # it has no children
         self._runner.go_live()
         self._copier.announce_live(awakened)
         return False
@@ -425,7 +423,8 @@ class Worker:
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.signal(signal.SIGINT, self._on_interrupt)
         signal.signal(FLUSH_SIGNAL, self._on_flush)
-        os.register_at_fork(after_in_child=self._on_forked, after_in_parent=self._on_fork)
+        # In the parent nothing of ours runs: an interrupt of then would be raised in it, and lost.
+        os.register_at_fork(after_in_child=self._on_forked)
         sys.stdin = sys.__stdin__ = self._stdin  # type: ignore[assignment,misc]
         sys.stdout = sys.__stdout__ = self._streams[0]  # type: ignore[misc]
         sys.stderr = sys.__stderr__ = self._streams[1]  # type: ignore[misc]
@@ -460,9 +459,6 @@ class Worker:
                 stream.flush_on_time()
             except RuntimeError:
                 pass  # it is being flushed right now
-
-    def _on_fork(self) -> None:
-        self._has_forked = self._has_forked or not self._copier.is_forking
 
     def _on_forked(self) -> None:
         if not self._copier.is_forking:
