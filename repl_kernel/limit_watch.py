@@ -25,6 +25,9 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _PATIENCE = 20.0
 """After a look that cost much, the next one comes so many times as long later."""
 
+_OF_PROGRAMS = ("processes", "memory_bytes")
+"""Limits that the programs that were started are killed for."""
+
 _STOP_ROUNDS = 50
 """Forks of what is not stopped yet are looked for so often; each round leaves fewer that could."""
 
@@ -90,8 +93,9 @@ class LimitWatch:
         strike = self._own_strike()
         if strike is None and outcome.status == "error":
             strike = self.enclosure.strike_of_error(outcome.error)
-            if strike is not None:
-                self._kill_programs(self._link)  # they may be what made so many, and still do
+        if strike is not None and strike.name in _OF_PROGRAMS:
+            # They may be what made so many, and still do; one may come of a fork that the interrupt met.
+            self._kill_programs(self._link)
         return strike
 
     def strike_of_death(self, signal_name: str | None) -> Strike | None:

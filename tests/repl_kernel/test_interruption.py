@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.ordinary_user import ordinary_user
 from tests.repl_kernel.timeline_world import World
 
 
@@ -15,3 +16,31 @@ def test_an_interrupt_that_comes_while_the_code_forks_is_told(world: World) -> N
         "pid, status = os.wait()"
     )
     assert (outcome.status, outcome.stdout, outcome.stderr) == ("ok", "told\n", "")
+
+
+_SURVIVORS = """
+import json, time
+from json_repl import Session
+with Session(route="worker", snapshots="off", limits={"processes": 3}) as session:
+    # Before each fork comes something long in C: the interrupt comes then, and is raised after the fork.
+    code = (
+        "import functools, hashlib, os, time\\n"
+        "os.register_at_fork(before=functools.partial(hashlib.pbkdf2_hmac, 'sha256', b'', b'', 100_000))\\n"
+        "while os.fork() or time.sleep(1000): pass"
+    )
+    verdict = session.execute_code(code)["error"]["type"]
+    code = "os.getpid(), open(f'/proc/self/task/{os.getpid()}/children').read().split()"
+    pid, children = eval(session.execute_code(code)["result"]["text/plain"])
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        stats = [open(f"/proc/{child}/stat").read() for child in children]
+        living = [stat for stat in stats if stat.rpartition(")")[2].split()[0] not in "ZX"]
+        if not living:
+            break
+    print(json.dumps([verdict, len(living)]))
+"""
+
+
+def test_no_fork_outlives_the_limit_of_processes_where_nothing_but_a_look_finds_them() -> None:
+    with ordinary_user() as user:
+        assert user.value(_SURVIVORS) == ["ProcessLimitExceeded", 0]
