@@ -3,6 +3,8 @@
     0 s SIGINT --> 1 s SIGINT --> 2 s SIGTERM --> 3 s SIGKILL
 
 The worker gets each step, and so do the programs that this execution started; those of earlier ones don't.
+Where the session itself stood still meanwhile, the next step waits for its second all the same: the worker
+may have stood still as well.
 """
 
 from __future__ import annotations
@@ -18,7 +20,14 @@ from repl_kernel.worker_link import WorkerLink
 
 Reason = Literal["interrupted", "timeout", "limit"]
 
-_STEPS = ((0.0, signal.SIGINT), (1.0, signal.SIGINT), (2.0, signal.SIGTERM), (3.0, signal.SIGKILL))
+_STEPS = (signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+
+_STEP_S = 1.0
+"""How long the worker may take to heed a step before the next one is taken."""
+
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""The one that the kernel dates the starts of processes by, where there is one."""
+
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -32,7 +41,7 @@ class Interruption:
         self._lock = _thread.allocate_lock()
         self._link: WorkerLink | None = None
         self._started = 0.0
-        self._began = 0.0
+        self._stepped = 0.0
         self._patience_s = 0.0
 
     def arm(self, link: WorkerLink, patience_s: float = 0.0) -> None:
@@ -40,7 +49,7 @@ class Interruption:
         if self.reason is not None:
             self.reason = None
             self.taken = []
-        self._started = time.monotonic()
+        self._started = time.clock_gettime(_CLOCK)
         self._patience_s = patience_s
         self._link = link
 
@@ -53,38 +62,32 @@ class Interruption:
         """Take the first step, or the next one at once where the first was taken; false once it is
         too late."""
         with self._lock:
-            if self._link is None or time.monotonic() < self._started + self._patience_s:
+            if self._link is None or time.clock_gettime(_CLOCK) < self._started + self._patience_s:
                 return False
             if self.reason is None:
                 self.reason = reason
-                self._began = time.monotonic()
-            else:  # asked again: whoever asks has waited long enough
-                self._began = time.monotonic() - _STEPS[min(len(self.taken), len(_STEPS) - 1)][0]
-            self._step()
+            self._step()  # asked again, the next one: whoever asks has waited long enough
             return True
 
-    def go_on(self) -> float | None:
-        """Take the step that is due; returns the seconds to the next one, `None` where none will come."""
+    def go_on(self) -> None:
+        """Take the step that is due, if one is."""
         if self.reason is None:
-            return None
+            return
         with self._lock:
-            if self._link is not None and len(self.taken) < len(_STEPS) and self._due_in() <= 0:
+            if time.monotonic() >= self._stepped + _STEP_S:
                 self._step()
-            return self._due_in() if len(self.taken) < len(_STEPS) else None
-
-    def _due_in(self) -> float:
-        return self._began + _STEPS[len(self.taken)][0] - time.monotonic()
 
     def _step(self) -> None:
         if self._link is None or len(self.taken) >= len(_STEPS):
             return
-        signal_number = _STEPS[len(self.taken)][1]
+        signal_number = _STEPS[len(self.taken)]
         self.taken.append(signal_number.name)
         programs = self._programs(self._link)
         # The worker first: `subprocess.run` then waits for its program, which gets the signal next.
         self._link.signal(signal_number)
         for pid in programs:
             send_signal(pid, signal_number)
+        self._stepped = time.monotonic()
 
     def _programs(self, link: WorkerLink) -> list[int]:
         """The worker's descendants that this execution started, by their start time.
@@ -93,8 +96,7 @@ class Interruption:
         the execution
         before tells old from new.
         """
-        age_s = time.monotonic() - self._started
-        started_ticks = int((time.clock_gettime(time.CLOCK_BOOTTIME) - age_s) * _TICKS_PER_S)
+        started_ticks = int(self._started * _TICKS_PER_S)
         mark = link.children_mark
         depth = len(namespace_pids(link.pid)) - 1
         old: set[int] = set()

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
 from tests.ordinary_user import ordinary_user
 from tests.repl_kernel.timeline_world import World
 
@@ -44,3 +50,29 @@ with Session(route="worker", snapshots="off", limits={"processes": 3}) as sessio
 def test_no_fork_outlives_the_limit_of_processes_where_nothing_but_a_look_finds_them() -> None:
     with ordinary_user() as user:
         assert user.value(_SURVIVORS) == ["ProcessLimitExceeded", 0]
+
+
+_STALLED = """
+import json, os
+from json_repl import Session
+with Session(route="worker", snapshots="off") as session:
+    # What goes on once this process is stopped: the worker's handling of the first interrupt, and its end.
+    code = (
+        "import os, signal, time\\ntry:\\n    time.sleep(60)\\nexcept KeyboardInterrupt:\\n"
+        f"    os.kill({os.getpid()}, signal.SIGSTOP)\\n"
+        "    time.sleep(3.5)\\n"
+        f"    os.kill({os.getpid()}, signal.SIGCONT)\\n"
+        "    for _ in range(4):\\n"
+        "        try: time.sleep(0.2)\\n"
+        "        except KeyboardInterrupt: pass\\n"
+        "kept = 1"
+    )
+    status = session.execute_code(code, time_limit_s=0.1)["debug_info"]["execution"]
+    print(json.dumps([status, session.execute_code("kept")["success"]]))
+"""
+
+
+@pytest.mark.slow
+def test_a_session_that_was_stopped_leaves_its_worker_the_time_between_two_steps(log_root: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", _STALLED], capture_output=True, check=False, timeout=60)
+    assert (done.stdout, done.stderr) == (b'["timeout", true]\n', b"")
