@@ -53,6 +53,8 @@ class Enclosure:
         self._copies = copies
         self._sandboxed = sandboxed
         self._tasks = self._shut_tasks = -1
+        self.dead_tasks = 0
+        """Programs that were killed here, and that the code hasn't waited for."""
         self._seen_kills = self._seen_refusals = 0
         self.group = self._make_group()
 
@@ -113,10 +115,17 @@ class Enclosure:
         """Allow for so many copies, and workers that run at once."""
         if not self.counts_tasks or self.group is None or self.limits.processes is None:
             return
-        tasks = int(self.limits.processes) + workers + copies + _OWN_TASKS
+        tasks = int(self.limits.processes) + workers + copies + self.dead_tasks + _OWN_TASKS
         if tasks != self._tasks:
             self._tasks = tasks
             self.group.hold_tasks(tasks)
+
+    def allow_for_the_dead(self, count: int) -> None:
+        """Programs that were killed, and that the code hasn't waited for, take no room from any other."""
+        before, self.dead_tasks = self.dead_tasks, count
+        if self._tasks >= 0 and self.group is not None:
+            self._tasks += count - before
+            self.group.hold_tasks(self._tasks)
 
     def let_start_again(self) -> None:
         """After `let_none_start`: as before."""

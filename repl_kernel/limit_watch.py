@@ -28,6 +28,9 @@ _PATIENCE = 20.0
 _OF_PROGRAMS = ("processes", "memory_bytes")
 """Limits that the programs that were started are killed for."""
 
+_END_WAIT_S, _END_NAP_S = 2.0, 0.001
+"""How long the end of what was killed is waited for: it takes a turn on a processor."""
+
 _STOP_ROUNDS = 50
 """Forks of what is not stopped yet are looked for so often; each round leaves fewer that could."""
 
@@ -65,6 +68,8 @@ class LimitWatch:
         self._cpu_before: float | None = None
         self._measure_at_s = 0.0
         self._is_first_look = True
+        if self.enclosure.dead_tasks:
+            self._allow_for_the_dead()
         if self._folder is not None:
             self._folder.begin()
 
@@ -95,7 +100,8 @@ class LimitWatch:
             strike = self.enclosure.strike_of_error(outcome.error)
         if strike is not None and strike.name in _OF_PROGRAMS:
             # They may be what made so many, and still do; one may come of a fork that the interrupt met.
-            self._kill_programs(self._link)
+            _await_end(self._kill_programs(self._link), self._link.pid)
+            self._allow_for_the_dead()
         return strike
 
     def strike_of_death(self, signal_name: str | None) -> Strike | None:
@@ -149,10 +155,11 @@ class LimitWatch:
         self._kill_programs(link)
         return Strike(name="processes", limit=limit, used=used)
 
-    def _kill_programs(self, link: WorkerLink) -> None:
+    def _kill_programs(self, link: WorkerLink) -> set[int]:
         """Kill what was started, all of it: stop it first, the worker too, else what is left goes on forking.
 
-        The worker goes on with an interrupt: it may be in the middle of a loop of forks.
+        The worker goes on with an interrupt: it may be in the middle of a loop of forks. Returns what was
+        killed.
         """
         self.enclosure.let_none_start()
         link.signal(signal.SIGSTOP)
@@ -174,6 +181,13 @@ class LimitWatch:
         link.signal(signal.SIGINT)
         link.signal(signal.SIGCONT)
         self.enclosure.let_start_again()
+        return found
+
+    def _allow_for_the_dead(self) -> None:
+        """For the kernel, programs that nobody waited for are processes: they leave no room for copies."""
+        if self.enclosure.counts_tasks:
+            programs = descendants(self._link.pid, zombies=True)
+            self.enclosure.allow_for_the_dead(sum(stat.state in "ZX" for stat in programs))
 
     def _memory(self, link: WorkerLink, stats: list[ProcessStat]) -> Strike | None:
         """What the processes have together; what a quick count can't tell from copies is measured."""
@@ -202,6 +216,16 @@ def _is_ours(stat: ProcessStat, worker: ProcessStat) -> bool:
     """Whether a process is a copy, or another namespace's worker; a user's fork has the name at most."""
     is_named_so = stat.name in (SNAPSHOT_NAME, WORKER_NAME) and stat.session_id == stat.pid
     return stat.parent_pid == worker.parent_pid and stat.pid != worker.pid and is_named_so
+
+
+def _await_end(pids: set[int], worker_pid: int) -> None:
+    """Wait until what was killed has ended: until then it takes room. The worker's children, nobody reaps."""
+    deadline = time.monotonic() + _END_WAIT_S
+    while time.monotonic() < deadline and any(
+        (stat := read_stat(pid)) is not None and (stat.state not in "ZX" or stat.parent_pid != worker_pid)
+        for pid in pids
+    ):
+        time.sleep(_END_NAP_S)
 
 
 def _held_bytes(pid: int, *, is_worker: bool) -> int:

@@ -260,6 +260,17 @@ def test_a_fork_bomb_is_capped_and_its_processes_end(limited: Callable[..., Worl
     assert world.value("1 + 1") == 2
 
 
+def test_programs_that_were_killed_and_not_waited_for_take_no_room(limited: Callable[..., World]) -> None:
+    world = limited(processes=5)
+    seq = world.keep("x = 1")
+    loop = "import os, time\nwhile os.fork() or time.sleep(1000): pass"
+    assert verdict(world.run(loop)) == "ProcessLimitExceeded"
+    assert world.executor.snapshot() == seq + 1
+    world.executor.rewind(seq)
+    assert verdict(world.run(loop)) == "ProcessLimitExceeded"
+    assert world.value("x") == 1
+
+
 @needs_cgroups
 def test_at_the_limit_a_snapshot_is_refused_in_words_and_the_worker_is_unharmed(
     limited: Callable[..., World], wait_until: WaitUntil
