@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -76,7 +78,9 @@ class IsolatedKernelHost:
     """One kernel process and its client."""
 
     def __init__(self) -> None:
-        self.manager = KernelManager(kernel_name=KERNEL_NAME)
+        self._sockets = tempfile.mkdtemp(prefix="k-")  # no port, which could be somebody else's by then
+        self.manager = KernelManager(kernel_name=KERNEL_NAME, transport="ipc", ip=f"{self._sockets}/s")
+        self.manager.shutdown_wait_time = PATIENCE_S  # after half of it, it is killed
         self.manager.start_kernel()
         self.client = self.manager.client()
         self.client.start_channels()
@@ -110,31 +114,48 @@ class IsolatedKernelHost:
         is_idle = False
         while not (cell.reply and is_idle):
             assert time.monotonic() < deadline, f"no end of the cell; so far {cell}"
-            try:
-                message = self.client.get_iopub_msg(timeout=0.01)
-                if message["parent_header"].get("msg_id") == msg_id:
-                    kind, content = message["msg_type"], message["content"]
-                    is_idle = is_idle or (kind == "status" and content["execution_state"] == "idle")
-                    cell.messages.append((kind, content))
-                    if on_message is not None:
-                        on_message(kind, content)
-            except Empty:
-                pass
-            if not cell.reply and self.client.shell_channel.msg_ready():
-                message = self.client.get_shell_msg(timeout=1)
+            if not is_idle:  # what comes then is of the next cell, if that was sent already
+                is_idle = self._take_shown(msg_id, cell, on_message)
+            if not cell.reply and (is_idle or self.client.shell_channel.msg_ready()):
+                message = self.client.get_shell_msg(timeout=PATIENCE_S)
                 if message["parent_header"].get("msg_id") == msg_id:
                     cell.reply = message["content"]
             if answers is not None and self.client.stdin_channel.msg_ready():
-                cell.prompts.append(self.client.get_stdin_msg(timeout=1)["content"])
+                cell.prompts.append(self.client.get_stdin_msg(timeout=PATIENCE_S)["content"])
                 if on_message is not None:
                     on_message("input_request", cell.prompts[-1])
                 if pending:
                     self.client.input(pending.pop(0))
         return cell
 
+    def _take_shown(
+        self, msg_id: str, cell: Cell, on_message: Callable[[str, dict[str, Any]], object] | None
+    ) -> bool:
+        """Take what the kernel publishes next, if that is soon; returns whether it was that all is."""
+        try:
+            message = self.client.get_iopub_msg(timeout=0.01)
+        except Empty:
+            return False
+        if message["parent_header"].get("msg_id") != msg_id:
+            return False
+        kind, content = message["msg_type"], message["content"]
+        cell.messages.append((kind, content))
+        if on_message is not None:
+            on_message(kind, content)
+        return bool(kind == "status" and content["execution_state"] == "idle")
+
+    def sync(self) -> None:
+        """Wait until the kernel has received all that was sent before: it answers while a cell runs."""
+        session, control = self.client.session, self.client.control_channel
+        request = session.msg("kernel_info_request", {})
+        session.send(control.socket, request)
+        while control.get_msg(timeout=PATIENCE_S)["parent_header"]["msg_id"] != request["header"]["msg_id"]:
+            pass  # of an interrupt before
+
     def close(self) -> None:
         self.client.stop_channels()
         self.manager.shutdown_kernel()
+        shutil.rmtree(self._sockets)
 
 
 def log_lines(log_dir: Path) -> list[dict[str, Any]]:
