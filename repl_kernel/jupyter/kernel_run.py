@@ -1,7 +1,7 @@
 """One execution on a kernel: the request sent, its messages taken in until it is over, in time or not.
 
 execute_request --> kernel      busy, outputs, input_request, execute_reply, idle <-- kernel
-   time limit, interrupt: 0 s interrupt --> 1 s interrupt --> 3 s the kernel is given up
+   time limit, interrupt: at once --> 1 s later once more --> 2 s later the kernel is given up
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from repl_kernel.jupyter.wire import Message
 Reason = Literal["interrupted", "timeout"]
 End = Literal["replied", "died", "given up"]
 
-_INTERRUPTS_S = (0.0, 1.0)
-_GIVE_UP_S = 3.0
+_AFTER_INTERRUPTS_S = (1.0, 2.0)
+"""How long each interrupt is given to take effect: from when it was sent, since a machine may stall."""
+
 _NOT_BEGUN_S = 2.0
 """How long an execution that waits for its turn in the kernel, and was interrupted, is waited for."""
 
@@ -44,7 +45,7 @@ class KernelInterruption:
         self.interrupts = 0
         self._wake: Callable[[], None] | None = None
         self._lock = _thread.allocate_lock()
-        self._began = 0.0
+        self._began = self._due_at = 0.0
 
     def arm(self, wake: Callable[[], None]) -> None:
         """An execution starts; from now on it can be interrupted."""
@@ -64,22 +65,25 @@ class KernelInterruption:
             now = time.monotonic()
             if self.reason is None:
                 self.reason, self._began = reason, now
-            else:
-                steps = (*_INTERRUPTS_S, _GIVE_UP_S)
-                self._began = min(self._began, now - steps[min(self.interrupts, len(steps) - 1)])
+            self._due_at = now  # asked again: whoever asks has waited long enough
             self._wake()
             return True
 
     def is_due(self) -> bool:
         """Whether the kernel is to be interrupted now; true once for each step."""
-        if self.reason is None or self.interrupts >= len(_INTERRUPTS_S):
+        now = time.monotonic()
+        if self.reason is None or self.interrupts >= len(_AFTER_INTERRUPTS_S) or now < self._due_at:
             return False
-        if time.monotonic() < self._began + _INTERRUPTS_S[self.interrupts]:
-            return False
+        self._due_at = now + _AFTER_INTERRUPTS_S[self.interrupts]
         self.interrupts += 1
         return True
 
-    def has_lasted(self, limit_s: float = _GIVE_UP_S) -> bool:
+    @property
+    def has_failed(self) -> bool:
+        """Whether no interrupt has had any effect in its time."""
+        return self.interrupts == len(_AFTER_INTERRUPTS_S) and time.monotonic() >= self._due_at
+
+    def has_lasted(self, limit_s: float) -> bool:
         """Whether it was asked for so long ago."""
         return self.reason is not None and time.monotonic() >= self._began + limit_s
 
@@ -189,7 +193,8 @@ class KernelRun:
             return None
         if self._link.is_dead:
             return "died"
-        if self._interruption.has_lasted(_GIVE_UP_S if self.has_begun else _NOT_BEGUN_S):
+        waits = not self.has_begun and self._interruption.has_lasted(_NOT_BEGUN_S)
+        if waits or self._interruption.has_failed:
             return "given up"
         return None
 

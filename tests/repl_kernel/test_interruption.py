@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -53,26 +54,38 @@ def test_no_fork_outlives_the_limit_of_processes_where_nothing_but_a_look_finds_
 
 
 _STALLED = """
-import json, os
+import json, os, sys
 from json_repl import Session
-with Session(route="worker", snapshots="off") as session:
-    # What goes on once this process is stopped: the worker's handling of the first interrupt, and its end.
+with Session(**json.loads(sys.argv[1])) as session:
+    session.execute_code("import os, signal, time")
+    # What goes on once this process is stopped: the handling of the first interrupt, and its end.
     code = (
-        "import os, signal, time\\ntry:\\n    time.sleep(60)\\nexcept KeyboardInterrupt:\\n"
+        "try:\\n    time.sleep(60)\\nexcept KeyboardInterrupt:\\n"
         f"    os.kill({os.getpid()}, signal.SIGSTOP)\\n"
         "    time.sleep(3.5)\\n"
         f"    os.kill({os.getpid()}, signal.SIGCONT)\\n"
-        "    for _ in range(4):\\n"
-        "        try: time.sleep(0.2)\\n"
+        "    for _ in range(2):\\n"
+        "        try: time.sleep(0.1)\\n"
         "        except KeyboardInterrupt: pass\\n"
         "kept = 1"
     )
-    status = session.execute_code(code, time_limit_s=0.1)["debug_info"]["execution"]
+    status = session.execute_code(code, time_limit_s=2)["debug_info"]["execution"]
     print(json.dumps([status, session.execute_code("kept")["success"]]))
 """
 
 
 @pytest.mark.slow
-def test_a_session_that_was_stopped_leaves_its_worker_the_time_between_two_steps(log_root: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", _STALLED], capture_output=True, check=False, timeout=60)
-    assert (done.stdout, done.stderr) == (b'["timeout", true]\n', b"")
+@pytest.mark.parametrize(
+    ("session", "status"),
+    [
+        ({"route": "worker", "snapshots": "off"}, "timeout"),
+        ({"route": "jupyter", "kernel": "python3"}, "ok"),
+    ],
+    ids=["worker", "jupyter"],
+)
+def test_a_session_that_was_stopped_leaves_its_code_the_time_between_two_steps(
+    session: dict[str, str], status: str, log_root: Path
+) -> None:
+    command = [sys.executable, "-c", _STALLED, json.dumps(session)]
+    done = subprocess.run(command, capture_output=True, check=False, timeout=120, text=True)
+    assert (done.stdout, done.stderr) == (f'["{status}", true]\n', "")
