@@ -20,7 +20,7 @@ from typing import Any, cast
 from repl_kernel.executor import OnDisplay, OnInput, OnOutput
 from task_logger.record import Artifact, ExecutionOutcome, ExecutionRequest, Isolation, OutputName, Route
 
-_LONGEST_CALL_S = 30.0
+_LONGEST_CALL_S = 120.0
 """After this the other process is taken for stuck."""
 
 
@@ -127,7 +127,7 @@ class ExecutorInChild:
             except OSError:
                 pass
         try:
-            self.outer_output = b"".join(self._process.communicate(timeout=10))
+            self.outer_output = b"".join(self._process.communicate(timeout=_LONGEST_CALL_S))
         except subprocess.TimeoutExpired:
             self._process.kill()
             self.outer_output = b"".join(self._process.communicate()) + b"(it did not end)"

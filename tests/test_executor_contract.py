@@ -7,7 +7,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,7 +19,7 @@ from repl_kernel.executor import Executor, OnInput, OnOutput
 from repl_kernel.in_process import LocalExecutor
 from repl_kernel.jupyter.kernel_executor import KernelExecutor
 from repl_kernel.manager import WorkerExecutor
-from task_logger.record import Artifact, ExecutionOutcome, ExecutionRequest, TaskIds
+from task_logger.record import Artifact, ExecutionOutcome, ExecutionRequest, NamespaceChanges, TaskIds
 from task_logger.session_log import SessionLog
 from task_logger.writer import new_session_id
 from tests.conftest import PATIENCE_S, WaitUntil
@@ -69,6 +69,31 @@ class Caller:
         outcome = self.run(code)
         assert (outcome.status, outcome.error) == ("ok", None), outcome
         return None if outcome.result is None else str(outcome.result["text/plain"])
+
+    def run_into_limit(self, code: str) -> tuple[ExecutionOutcome, float]:
+        """Run code into a time limit that it sees coming: it sets `reached`; returns the limit as well.
+
+        One that has passed before, on a busy machine, is tried again with more time.
+        """
+        for limit_s in (0.3, 3.0, PATIENCE_S):
+            outcome = self.run(code, time_limit_s=limit_s)
+            assert (outcome.status, list(outcome.notices)) == ("timeout", [])
+            if self.value("'reached' in globals()") == "True":
+                break
+        return outcome, limit_s
+
+    def changes(self, code: str) -> NamespaceChanges:
+        """What code that must end well did to the names; looked for again where time ran out."""
+        outcome = self.run(code)
+        assert (outcome.status, outcome.error) == ("ok", None), outcome
+        found = outcome.changes
+        changed = set(found.changed_vars)
+        deadline = time.monotonic() + PATIENCE_S
+        while not found.diff_complete:
+            assert time.monotonic() < deadline
+            found = self.run("import time\ntime.sleep(0.1)").changes
+            changed.update(found.changed_vars)
+        return replace(outcome.changes, changed_vars=sorted(changed))
 
     def run_until_output(self, code: str, then: Callable[[], object]) -> ExecutionOutcome:
         """Run code; once it has printed something, call `then` in another thread."""
@@ -307,12 +332,13 @@ def test_a_future_import_holds_for_the_executions_that_follow(caller: Caller) ->
 
 
 def test_changes_of_the_namespace_are_told(caller: Caller) -> None:
-    changes = caller.run("import colorsys\nb = 2\na = [1]\n_hidden = 1").changes
+    caller.run("import time")
+    changes = caller.changes("import colorsys\nb = 2\na = [1]\n_hidden = 1")
     assert (list(changes.added_vars), list(changes.changed_vars)) == (["a", "b", "colorsys"], [])
     assert "colorsys" in changes.added_imports or caller.route == "local"
-    changes = caller.run("a.append(2)\nb = 3\nc = 1").changes
+    changes = caller.changes("a.append(2)\nb = 3\nc = 1")
     assert (list(changes.added_vars), list(changes.changed_vars)) == (["c"], ["a", "b"])
-    changes = caller.run("del b").changes
+    changes = caller.changes("del b")
     assert list(changes.removed_vars) == ["b"]
 
 
@@ -344,15 +370,27 @@ def test_the_execution_after_a_restart_names_the_empty_namespace_as_its_parent(c
 # What can be typed next, and what is known of it
 
 
-def matches(caller: Caller, code: str, cursor: int | None = None) -> Any:
-    return caller.executor.complete(code, len(code) if cursor is None else cursor)["matches"]
+def complete(caller: Caller, code: str, cursor: int | None = None, *, is_known: bool = True) -> Any:
+    """The reply; one that `is_known` to have matches is asked for again where it came too late."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        reply: Any = caller.executor.complete(code, len(code) if cursor is None else cursor)
+        if reply["matches"] or not is_known or time.monotonic() > deadline:
+            return reply
 
 
-def known(caller: Caller, code: str, cursor: int | None = None, detail_level: int = 0) -> str | None:
-    reply: Any = caller.executor.inspect(code, len(code) if cursor is None else cursor, detail_level)
-    assert reply["found"] == ("text/plain" in reply["data"])
-    text: str | None = reply["data"].get("text/plain")
-    return text
+def matches(caller: Caller, code: str, *, is_known: bool = True) -> Any:
+    return complete(caller, code, is_known=is_known)["matches"]
+
+
+def known(caller: Caller, code: str, *, is_known: bool = True, detail_level: int = 0) -> str | None:
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        reply: Any = caller.executor.inspect(code, len(code), detail_level)
+        assert reply["found"] == ("text/plain" in reply["data"])
+        if reply["found"] or not is_known or time.monotonic() > deadline:
+            text: str | None = reply["data"].get("text/plain")
+            return text
 
 
 POINT = """\
@@ -404,13 +442,13 @@ NEXT: list[tuple[str, list[str] | None]] = [
 def test_what_can_be_typed_next_is_told(caller: Caller) -> None:
     caller.value(POINT)
     for code, expected in NEXT:
-        found = matches(caller, code)
+        found = matches(caller, code, is_known=expected != [])
         assert (code, found) == (code, expected) if expected is not None else {"point", "while"} <= set(found)
 
 
 def test_a_completion_replaces_from_the_start_of_what_is_typed_to_the_cursor(caller: Caller) -> None:
     caller.value(POINT)
-    reply = caller.executor.complete("'\U0001f600' + point.mo + 1", len("'\U0001f600' + point.mo"))
+    reply = complete(caller, "'\U0001f600' + point.mo + 1", len("'\U0001f600' + point.mo"))
     assert reply == {
         "status": "ok",
         "matches": ["moved"],
@@ -440,7 +478,7 @@ KNOWN: list[tuple[str, list[str] | None]] = [
 def test_what_is_known_of_a_name_is_told(caller: Caller) -> None:
     caller.value(POINT)
     for code, said in KNOWN:
-        text = known(caller, code)
+        text = known(caller, code, is_known=said is not None)
         assert (code, text is None) == (code, said is None)
         assert [part for part in said or () if part not in str(text)] == []
 
@@ -486,7 +524,7 @@ def test_objects_that_misbehave_when_asked_are_not_waited_for(caller: Caller, bo
         + "odd, kept = Odd(), 1"
     )
     pid = caller.value("import os\nos.getpid()")
-    assert matches(caller, "odd.") == []
+    assert matches(caller, "odd.", is_known=False) == []
     caller.executor.inspect("odd", 3)
     assert matches(caller, "kep") == ["kept"]
     assert caller.value("os.getpid()") == pid
@@ -498,9 +536,9 @@ def test_asking_leaves_no_trace_in_the_next_outcome(caller: Caller) -> None:
         "    def __repr__(self):\n        print('asked')\n        return input()\nloud = Loud()"
     )
     assert matches(caller, "loud.") == ["loud_name"]
-    known(caller, "loud")
-    matches(caller, "import email.")
-    matches(caller, "from colorsys import ")
+    known(caller, "loud", is_known=False)
+    matches(caller, "import email.", is_known=False)
+    matches(caller, "from colorsys import ", is_known=False)
     outcome = caller.run("x = 1")
     assert (outcome.stdout, outcome.stderr) == ("", "")
     changes = outcome.changes
@@ -668,10 +706,10 @@ missed = []
 for number in (1, 2, 3):
     time.sleep(0.15)  # longer than any timer of the streams
     print(end='?')
-    until = time.monotonic() + 5
-    while not os.path.exists({str(answer)!r} + f'.{{number}}') and time.monotonic() < until:
+    until = time.monotonic() + {PATIENCE_S}
+    while not (came := os.path.exists({str(answer)!r} + f'.{{number}}')) and time.monotonic() < until:
         time.sleep(0.001)
-    if time.monotonic() >= until:
+    if not came:
         missed.append(number)
 missed
 """
@@ -773,16 +811,15 @@ def test_a_caller_may_have_no_answer(caller: Caller) -> None:
 
 def test_an_endless_loop_ends_at_its_time_limit_and_the_next_execution_is_right(caller: Caller) -> None:
     caller.value("kept = 1")
-    outcome = caller.run("print('partial')\nmade = 2\nwhile True: pass", time_limit_s=0.3)
-    assert outcome.status == "timeout"
+    outcome, limit_s = caller.run_into_limit("print('partial')\nreached = 2\nwhile True: pass")
     assert outcome.stdout == "partial\n"
     assert outcome.error
     assert outcome.error.type == "TimeLimitExceeded"
-    assert "0.3 s" in outcome.error.message
+    assert f"limit of {limit_s:g} s" in outcome.error.message
     assert outcome.stderr.endswith(outcome.error.traceback)
-    assert outcome.elapsed_ms >= 250
-    assert list(outcome.changes.added_vars) == ["made"]
-    assert caller.value("kept + made") == "3"
+    assert outcome.elapsed_ms >= 800 * limit_s
+    assert list(outcome.changes.added_vars) == ["reached"]
+    assert caller.value("kept + reached") == "3"
 
 
 def test_code_that_ends_in_time_is_not_touched_by_its_limit(caller: Caller) -> None:
@@ -831,7 +868,7 @@ def test_nothing_can_be_interrupted_where_nothing_runs(caller: Caller) -> None:
     [
         "import time\ntime.sleep(60)",
         "import threading\nlock = threading.Lock()\nlock.acquire()\nlock.acquire()",
-        "import threading, time\nt = threading.Thread(target=time.sleep, args=(3,), daemon=True)\nt.start()\nt.join()",
+        "import threading, time\nt = threading.Thread(target=time.sleep, args=(60,), daemon=True)\nt.start()\nt.join()",
         "import re\nre.match('(a+)+b', 'a' * 40)",
         "x = 3 ** (10 ** 8)",
         "import select\nselect.select([], [], [])",
@@ -846,12 +883,10 @@ def test_blocking_calls_end_at_the_time_limit_in_processes_of_ours(caller: Calle
     if caller.route == "jupyter" and "asyncio.run" in code:
         pytest.skip("ipykernel runs code in a loop already, and there can't be a second one")
     caller.value("kept = 1")
-    outcome = caller.run(f"print('partial')\n{code}", time_limit_s=0.3)
-    assert outcome.status == "timeout"
+    outcome, limit_s = caller.run_into_limit(f"print('partial')\nreached = True\n{code}")
     assert outcome.stdout == "partial\n"
-    assert outcome.elapsed_ms < 10_000
+    assert outcome.elapsed_ms < 1000 * limit_s + 30_000  # what blocks for a minute has not ended by itself
     assert caller.value("kept") == "1"
-    assert not outcome.notices
 
 
 # Awaiting

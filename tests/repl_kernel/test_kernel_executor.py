@@ -256,7 +256,7 @@ def test_a_kernel_that_ends_between_two_executions_is_replaced_with_a_notice(
 
 
 def test_code_that_ignores_interrupts_costs_the_kernel_and_not_the_session(own: Caller) -> None:
-    # Set before the limit counts, which may pass before the code has begun; the kernel sets its own each time.
+    # Set before the limit counts, which may pass before the code has begun. The kernel sets it each time.
     own.value(
         "import signal\nkernel = get_ipython().kernel\nkernel.post_handler_hook = lambda: None\n"
         "kernel.pre_handler_hook = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)"
