@@ -131,6 +131,8 @@ class Exchange:
                         meanwhile()
                     reply = link.receive_soon()
                 while reply is None or not self._is_reply(reply, message["id"]):
+                    if reply is not None:  # executed code may send such messages for ever
+                        self._keep_time(frozenset())
                     reply = link.next_message() or self._wait()
                 if link.poll(0):
                     self._drain(link.wait(0))
@@ -222,9 +224,27 @@ class Exchange:
         self._link.send(answer)
 
     def _wait(self) -> dict[str, Any] | None:
-        """Wait for what comes first and deal with it; returns a message where that was one."""
+        """Wait for what comes first and deal with it; returns a message where that was one.
+
+        A message comes first: where it is the reply, and this process was slow to see it, nothing is to be
+        interrupted any more.
+        """
         link = self._link
         ready = link.wait(self._timeout_s() * 1000)
+        if ready and self._drain(ready):
+            ready = link.wait(0)  # passing it on may have taken its time
+        if link.has_message(ready):
+            message = link.receive_soon()
+            if message is not None:
+                return message
+        elif link.is_dead(ready):
+            raise EOFError
+        self._keep_time(ready)
+        return None
+
+    def _keep_time(self, ready: Set[int]) -> None:
+        """Do what is due: an interruption, a look at what the code uses, the flushing of what is gathered."""
+        link = self._link
         if self._deadline is not None and time.monotonic() >= self._deadline:
             self._deadline = None
             self._interruption.begin("timeout")
@@ -240,14 +260,6 @@ class Exchange:
         if self._flush_at_s is not None and time.monotonic() >= self._flush_at_s:
             self._flush_at_s = None
             link.ask_to_flush()
-        if not ready:
-            return None
-        self._drain(ready)
-        if link.has_message(ready):
-            return link.receive_soon()
-        if link.is_dead(ready):
-            raise EOFError
-        return None
 
     def _timeout_s(self) -> float:
         if self.limits is not None and not self._watch_at_s:

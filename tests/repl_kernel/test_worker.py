@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import os
 import resource
+import select
 import signal
 import threading
 import time
@@ -211,6 +212,17 @@ def test_asking_again_takes_the_next_step_at_once(caller: Caller) -> None:
     assert outcome.status == "interrupted"
     assert outcome.error
     assert outcome.error.signal in ("SIGTERM", "SIGKILL")
+
+
+def test_a_time_limit_that_passes_when_the_reply_is_there_interrupts_nothing(caller: Caller) -> None:
+    def be_busy_until_it_has_passed(*_: object) -> None:
+        select.select([caller.executor._lives.link._socket.fileno()], [], [], PATIENCE_S)
+        caller.executor._exchange._deadline = time.monotonic()
+
+    code = "import subprocess, time\nprint('x')\np = subprocess.Popen(['sleep', '60'])\ntime.sleep(0.1)"
+    outcome = caller.run(code, time_limit_s=PATIENCE_S, on_output=be_busy_until_it_has_passed)
+    assert outcome.status == "ok"
+    assert caller.value("p.poll()") is None
 
 
 def test_an_interrupt_reaches_programs_of_this_execution_and_not_earlier_ones(caller: Caller) -> None:
