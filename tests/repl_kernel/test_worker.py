@@ -18,6 +18,7 @@ from typing import IO
 
 import pytest
 
+from repl_kernel import interruption
 from repl_kernel.errors import ExecutorClosed, WorkerStartFailed
 from repl_kernel.executor import OnInput, OnOutput
 from repl_kernel.manager import WorkerExecutor
@@ -212,6 +213,20 @@ def test_asking_again_takes_the_next_step_at_once(caller: Caller) -> None:
     assert outcome.status == "interrupted"
     assert outcome.error
     assert outcome.error.signal in ("SIGTERM", "SIGKILL")
+
+
+def test_after_the_session_has_stood_still_each_step_waits_its_time_again(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interruption, "_STEP_S", PATIENCE_S)
+    interrupting = caller.executor._interruption
+    interrupting.arm(caller.executor._lives.link)
+    interrupting.begin("interrupted")
+    interrupting._stepped -= 5 * PATIENCE_S
+    for _ in range(4):
+        interrupting.go_on()
+    interrupting.disarm()
+    assert interrupting.taken == ["SIGINT", "SIGINT"]
 
 
 def test_a_time_limit_that_passes_when_the_reply_is_there_interrupts_nothing(caller: Caller) -> None:
