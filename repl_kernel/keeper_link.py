@@ -84,7 +84,7 @@ class KeeperLink:
             theirs.close()
         return ends
 
-    def exit_status(self, pid: int, limit_s: float = 1.0) -> int | None:
+    def exit_status(self, pid: int, limit_s: float = _ANSWER_LIMIT_S) -> int | None:
         """The wait status of a worker that has ended, `None` where the keeper doesn't tell in time."""
         deadline = time.monotonic() + limit_s
         self._let_go_on()

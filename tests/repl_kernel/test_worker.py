@@ -240,6 +240,17 @@ def test_a_time_limit_that_passes_when_the_reply_is_there_interrupts_nothing(cal
     assert caller.value("p.poll()") is None
 
 
+def test_how_a_worker_died_is_told_even_by_a_keeper_that_stood_still(caller: Caller) -> None:
+    keeper = int(caller.value("import os\nos.getppid()") or 0)
+    os.kill(keeper, signal.SIGSTOP)
+    waking = threading.Timer(1.5, os.kill, (keeper, signal.SIGCONT))
+    waking.start()
+    outcome = caller.run("os._exit(7)")
+    waking.join()
+    assert outcome.error
+    assert outcome.error.exit_code == 7
+
+
 def test_an_interrupt_reaches_programs_of_this_execution_and_not_earlier_ones(caller: Caller) -> None:
     caller.value("import subprocess\nearlier = subprocess.Popen(['sleep', '60'])")
     caller.value("import time\ntime.sleep(0.03)")
