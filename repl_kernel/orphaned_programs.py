@@ -16,7 +16,8 @@ _MAX_NAMED = 20
 def orphaned_programs(dead_pid: int, live_pid: int) -> list[str]:
     """Name the programs whose parent was the worker `dead_pid`, or is its keeper by now: `pid (name)`.
 
-    `live_pid` is another worker of the same keeper. The dead worker may still be about to die.
+    `live_pid` is another worker of the same keeper; it may not bear its name yet. The dead worker may still
+    be about to die.
     """
     live = read_stat(live_pid)
     if live is None:
@@ -25,7 +26,10 @@ def orphaned_programs(dead_pid: int, live_pid: int) -> list[str]:
     orphans = [
         f"{stat.pid} ({stat.name})"
         for stat in stats
-        if stat is not None and stat.state not in "ZX" and stat.name not in (SNAPSHOT_NAME, WORKER_NAME)
+        if stat is not None
+        and stat.state not in "ZX"
+        and stat.pid != live_pid
+        and stat.name not in (SNAPSHOT_NAME, WORKER_NAME)
     ]
     if len(orphans) > _MAX_NAMED:
         orphans[_MAX_NAMED:] = [f"and {len(orphans) - _MAX_NAMED} more"]

@@ -22,6 +22,7 @@ from repl_kernel.errors import (
     SnapshotRefused,
 )
 from repl_kernel.process_tree import descendants
+from repl_kernel.timeline import TimelineExecutor
 from tests.repl_kernel.timeline_world import SESSION_ID, World, is_gone, wait_until
 
 
@@ -56,6 +57,15 @@ def test_rewinding_to_0_empties_the_namespace(world: World) -> None:
     assert world.run("x").status == "error"
     world.executor.rewind(1)
     assert world.value("x") == 1
+
+
+def test_a_worker_that_has_just_been_forked_is_not_taken_for_a_program(no_leaks: None) -> None:
+    """Without isolation nothing is asked of it first: it may not have given itself its name yet."""
+    world = World(executor=TimelineExecutor(isolation="none"))
+    for _ in range(20):
+        world.do("x = 1")
+        assert world.executor.rewind(0) == ()
+    world.close()
 
 
 def test_a_state_that_is_not_kept_is_refused_and_the_nearest_is_named(world: World) -> None:
