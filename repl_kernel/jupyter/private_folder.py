@@ -55,7 +55,10 @@ def _remove_left(base: str) -> None:
             continue
         is_old = time.time() - stat.st_mtime > _LEFT_AFTER_S
         if is_old and stat.st_uid == os.geteuid() and entry.is_dir(follow_symlinks=False):
-            paths = [os.path.join(entry.path, name) for name in os.listdir(entry.path)]
+            try:
+                paths = [os.path.join(entry.path, name) for name in os.listdir(entry.path)]
+            except OSError:
+                continue  # another manager was quicker
             if not any(_is_listening(path) for path in paths):
                 remove_private_folder(entry.path)
 

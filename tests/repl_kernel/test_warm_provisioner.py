@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -438,6 +439,25 @@ def test_a_kernel_of_others_is_started_as_if_we_were_not_there(
     kernel = start(kernel_name="theirs", stderr=subprocess.DEVNULL)
     assert kernel.manager.transport == "tcp"
     assert kernel.value("6 * 7") == 42
+
+
+def test_managers_that_start_at_once_remove_what_is_left_without_minding_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(short := Path(f"/tmp/jr-{os.getpid()}")))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    short.mkdir()
+    try:
+        for number in range(300):
+            folder = short / f"json-repl-{ended.pid}-left{number}"
+            folder.mkdir()
+            os.utime(folder, (0, 0))
+        with ThreadPoolExecutor(4) as pool:
+            made = [pool.submit(private_folder.make_private_folder) for _ in range(4)]
+        assert sorted(short.iterdir()) == sorted(Path(str(each.result())) for each in made)
+    finally:
+        shutil.rmtree(short)
 
 
 MANAGER = """
