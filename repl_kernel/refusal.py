@@ -10,7 +10,7 @@ import _thread
 import os
 import sys
 
-THREAD_END_S = 0.1
+THREAD_END_S = 1.0
 """How long a thread that only waits for its end may take to end, on a busy machine."""
 
 
