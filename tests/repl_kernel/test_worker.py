@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO
 
 import pytest
@@ -67,6 +68,18 @@ class Caller:
         assert (outcome.status, outcome.error) == ("ok", None), outcome
         return None if outcome.result is None else str(outcome.result["text/plain"])
 
+    def matches(self, code: str, wait_until: WaitUntil) -> object:
+        """What can be typed behind `code`, where that is something: asked again where no answer came in time."""
+        found: object = []
+
+        def is_answered() -> object:
+            nonlocal found
+            found = self.executor.complete(code, len(code))["matches"]
+            return found
+
+        wait_until(is_answered)
+        return found
+
     def pid(self) -> int:
         return int(self.value("import os\nos.getpid()") or 0)
 
@@ -84,7 +97,8 @@ class Caller:
 
 @pytest.fixture
 def caller(no_leaks: None) -> Iterator[Caller]:
-    caller = Caller(WorkerExecutor())
+    """A worker whose states are not kept: else a crash costs the variables only where it came soon."""
+    caller = Caller(WorkerExecutor(snapshots="off"))
     yield caller
     caller.executor.close()
     for content in caller.opened:
@@ -109,7 +123,7 @@ def is_alive(pid: int) -> bool:
         ("import faulthandler; faulthandler._sigsegv()", "SIGSEGV", None),
         ("os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL", None),
         ("os.kill(os.getpid(), signal.SIGTERM)", "SIGTERM", None),
-        ("os.execv('/bin/sh', ['sh', '-c', 'exit 9'])", None, 9),
+        ("os.execv('/bin/sleep', ['sleep', '60'])", "SIGKILL", None),  # it has hung up: it is not waited for
     ],
 )
 def test_a_crash_is_named_keeps_its_output_and_the_next_execution_is_right(
@@ -182,21 +196,25 @@ def test_a_worker_that_cannot_start_says_why(tmp_path: object, monkeypatch: pyte
 
 # Interrupts that must be insisted on
 
+DEAF = """
+import functools, itertools, os
+sum(itertools.chain(map(functools.partial(os.write, 1), [b'partial\\n']), range(10 ** 11)))
+"""
+"""Once it has written, no more bytecode runs for many minutes."""
+
 
 @pytest.mark.parametrize(
     "code",
     [
-        "x = sum(range(10 ** 11))",
-        "import signal\nsignal.signal(signal.SIGINT, lambda *_: print('no', end=''))\nwhile True: pass",
-        "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass",
-        "import signal\nfor s in (signal.SIGINT, signal.SIGTERM):\n    signal.signal(s, signal.SIG_IGN)\nwhile True: pass",
+        DEAF,
+        "import signal\nsignal.signal(signal.SIGINT, lambda *_: print('no', end=''))\nprint('partial')\nwhile True: pass",
+        "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('partial')\nwhile True: pass",
+        "import signal\nfor s in (signal.SIGINT, signal.SIGTERM):\n    signal.signal(s, signal.SIG_IGN)\nprint('partial')\nwhile True: pass",
     ],
 )
 def test_code_that_does_not_stop_is_killed_step_by_step(caller: Caller, code: str) -> None:
-    started = time.monotonic()
-    outcome = caller.run(f"print('partial')\n{code}", time_limit_s=0.2)
-    assert outcome.status == "timeout"
-    assert time.monotonic() - started < 5
+    outcome = caller.run_until_output(code, caller.executor.interrupt)
+    assert outcome.status == "interrupted"
     assert outcome.stdout.startswith("partial\n")
     assert outcome.error
     assert "SIGINT, SIGINT, SIGTERM" in outcome.error.message
@@ -209,7 +227,7 @@ def test_asking_again_takes_the_next_step_at_once(caller: Caller) -> None:
         for _ in range(4):
             caller.executor.interrupt()
 
-    outcome = caller.run_until_output("print('x')\nsum(range(10 ** 11))", interrupt_four_times)
+    outcome = caller.run_until_output(DEAF, interrupt_four_times)
     assert outcome.status == "interrupted"
     assert outcome.error
     assert outcome.error.signal in ("SIGTERM", "SIGKILL")
@@ -261,13 +279,12 @@ def test_an_interrupt_reaches_programs_of_this_execution_and_not_earlier_ones(ca
 
 
 def test_output_of_every_moment_is_kept_at_a_time_limit(caller: Caller) -> None:
-    outcome = caller.run(
-        "import time\nfor i in range(10**6):\n    print(i)\n    time.sleep(0.01)", time_limit_s=0.5
-    )
+    caller.value("import time\ni = -1")
+    outcome = caller.run("for i in range(10**6):\n    print(i)\n    time.sleep(0.01)", time_limit_s=0.5)
     assert outcome.status == "timeout"
     lines = outcome.stdout.splitlines()
     assert lines == [str(number) for number in range(len(lines))]
-    assert len(lines) >= 20
+    assert len(lines) - int(caller.value("i") or 0) in (0, 1)  # the last may not have come to be printed
 
 
 # Programs, threads and forks of the code
@@ -382,10 +399,10 @@ def test_an_exception_of_a_thread_is_seen(caller: Caller) -> None:
 
 
 def test_an_atexit_handler_that_sleeps_does_not_hold_up_the_end(caller: Caller) -> None:
-    caller.value("import atexit, time\nf = atexit.register(time.sleep, 60)")
+    caller.value("import atexit, time\nf = atexit.register(time.sleep, 600)")
     started = time.monotonic()
     caller.executor.close()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < PATIENCE_S
 
 
 def test_deep_recursion_in_c_is_a_crash_at_worst(caller: Caller) -> None:
@@ -444,7 +461,7 @@ def test_a_thread_that_still_asks_for_input_when_its_execution_ends_takes_nothin
     )
     assert caller.run(code, on_input=lambda *_: "answer").status == "ok"
     for _ in range(3):
-        outcome = caller.run("two.join(); got[0]", time_limit_s=5)
+        outcome = caller.run("two.join(); got[0]", time_limit_s=PATIENCE_S)
         assert outcome.status == "ok", outcome
     assert outcome.result == {"text/plain": "'answer'"}
 
@@ -466,7 +483,7 @@ def test_input_in_a_fork_of_executed_code_ends_at_once(caller: Caller) -> None:
         "    except EOFError: os._exit(5)\n"
         "os.waitstatus_to_exitcode(os.wait()[1])"
     )
-    outcome = caller.run(code, on_input=lambda *_: "answer", time_limit_s=5)
+    outcome = caller.run(code, on_input=lambda *_: "answer", time_limit_s=PATIENCE_S)
     assert outcome.result == {"text/plain": "5"}, outcome
 
 
@@ -532,18 +549,20 @@ pids + [os.getpid(), os.getppid()]
 
 
 def test_starting_and_ending_many_workers_leaves_nothing(no_leaks: None) -> None:
+    before = {stat.pid for stat in descendants(os.getpid())}
     for _ in range(25):
         with contextlib.closing(WorkerExecutor()) as executor:
             assert Caller(executor).value("1 + 1") == "2"
-    assert descendants(os.getpid()) == []
+    assert {stat.pid for stat in descendants(os.getpid())} <= before
 
 
 @pytest.mark.slow
 def test_a_thousand_workers_leave_nothing(no_leaks: None) -> None:
+    before = {stat.pid for stat in descendants(os.getpid())}
     for _ in range(1000):
         with contextlib.closing(WorkerExecutor()) as executor:
             assert Caller(executor).value("1 + 1") == "2"
-    assert descendants(os.getpid()) == []
+    assert {stat.pid for stat in descendants(os.getpid())} <= before
 
 
 def test_a_worker_outlives_the_thread_that_made_it(no_leaks: None) -> None:
@@ -606,25 +625,31 @@ def test_what_completion_runs_changes_neither_the_worker_nor_its_peers(
         "            return ['refused']\n        return ['sent']\n"
         "nosy, before = Nosy(), (os.getcwd(), random.getstate())"
     )
-    assert caller.executor.complete("nosy.", 5)["matches"] == ["refused"]
+    assert caller.matches("nosy.", wait_until) == ["refused"]
     assert caller.value("asked, (os.getcwd(), random.getstate()) == before") == "([], True)"
     assert "colorsys" in caller.run("import colorsys").changes.added_imports
 
 
 def test_a_copy_that_hangs_is_ended_and_the_users_children_are_not_touched(
-    caller: Caller, wait_until: WaitUntil
+    caller: Caller, wait_until: WaitUntil, tmp_path: Path
 ) -> None:
+    told = tmp_path / "pid"
     caller.value(
         "import os, signal, subprocess\nended = []\nsignal.signal(signal.SIGCHLD, lambda *_: ended.append(1))\n"
         "signal.signal(signal.SIGALRM, signal.SIG_IGN)\nchild = subprocess.Popen(['sleep', '600'])\n"
         "class Odd:\n    def __dir__(self):\n        open(path, 'w').write(str(os.getpid()))\n"
         "        signal.signal(signal.SIGALRM, signal.SIG_IGN)\n        while True: pass\n"
-        "import tempfile\npath = tempfile.mktemp()\nodd = Odd()"
+        f"path = {str(told)!r}\nodd = Odd()"
     )
-    assert caller.executor.complete("odd.", 4)["matches"] == []
-    hung = int(caller.value("int(open(path).read())") or 0)
+
+    def hangs() -> bool:  # a copy that is slow to start is ended before it does
+        assert caller.executor.complete("odd.", 4)["matches"] == []
+        return told.exists() and bool(told.read_text())
+
+    wait_until(hangs)
+    hung = int(told.read_text())
     wait_until(lambda: not is_alive(hung))
-    assert caller.value("os.remove(path)\nended, child.poll()") == "([], None)"
+    assert caller.value("ended, child.poll()") == "([], None)"
     assert caller.value("child.kill()\nchild.wait()") == "-9"
 
 
@@ -634,16 +659,18 @@ def test_a_worker_that_died_unasked_is_replaced_and_the_next_outcome_says_so(
     pid = caller.pid()
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not is_alive(pid))
-    assert "print" in list(caller.executor.complete("prin", 4)["matches"])  # type: ignore[call-overload]  # a list
+    assert "print" in str(caller.matches("prin", wait_until))
     assert any("SIGKILL" in notice for notice in caller.run("1").notices)
 
 
-def test_completion_works_beside_threads_and_with_many_descriptors(caller: Caller) -> None:
+def test_completion_works_beside_threads_and_with_many_descriptors(
+    caller: Caller, wait_until: WaitUntil
+) -> None:
     caller.value(
         "import threading\nstop = threading.Event()\nt = threading.Thread(target=stop.wait)\nt.start()"
     )
     caller.value("import os\nfds = [os.dup(1) for _ in range(1100)]" if _many_descriptors() else "fds = []")
-    assert caller.executor.complete("sto", 3)["matches"] == ["stop"]
+    assert caller.matches("sto", wait_until) == ["stop"]
     caller.value("stop.set()\nt.join()\nfor fd in fds: os.close(fd)")
 
 
