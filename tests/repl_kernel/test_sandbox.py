@@ -20,10 +20,12 @@ from json_repl import Session
 from repl_kernel import outside
 from repl_kernel.errors import IsolationUnavailable, SandboxUnavailable, WorkerStartFailed
 from repl_kernel.isolation import worker_environment
+from repl_kernel.process_tree import descendants
 from repl_kernel.sandbox import Sandbox, explained
 from task_logger.errors import ConfigurationError
 from tests.conftest import WaitUntil
 from tests.ordinary_user import ordinary_user
+from tests.repl_kernel.timeline_world import lives
 
 ROOT = Path(__file__).parents[2]
 
@@ -285,24 +287,19 @@ session.execute_code(sys.argv[1])
 """
 
 
-def inside(bwrap_parent: int) -> list[int]:
-    """Every process below one, by number; those that were orphaned too, since they stay below bwrap."""
-    from repl_kernel.process_tree import descendants
-
-    return [stat.pid for stat in descendants(bwrap_parent)]
-
-
 @pytest.mark.parametrize("code", ["sum(range(10**12))", "import time; time.sleep(99)"])
 def test_nothing_outlives_a_session_that_is_killed(log_root: Path, wait_until: WaitUntil, code: str) -> None:
     with subprocess.Popen([sys.executable, "-c", HOST, code], stdout=subprocess.PIPE, cwd=ROOT) as host:
         try:
             assert host.stdout
             assert host.stdout.readline() == b"ready\n"
-            wait_until(lambda: len(inside(host.pid)) >= 5)  # bwrap, keeper, worker, two programs
-            pids = inside(host.pid)
+            wait_until(lambda: [stat.name for stat in descendants(host.pid)].count("sleep") == 2)
+            # Those that were orphaned too, since they stay below bwrap.
+            left = descendants(host.pid)
+            assert len(left) >= 5  # bwrap, keeper, worker, two programs
         finally:
             host.kill()
-    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))
+    wait_until(lambda: not any(map(lives, left)))
 
 
 def test_a_sandbox_outlives_the_thread_that_made_it(log_root: Path) -> None:

@@ -13,7 +13,7 @@ from repl_kernel.process_tree import ProcessStat, descendants, read_stat
 from repl_kernel.timeline import TimelineExecutor
 from task_logger.record import ExecutionOutcome, ExecutionRequest, TaskIds
 
-PATIENCE_S = 20.0
+PATIENCE_S = 40.0
 """After this, what must happen is taken for failed."""
 
 SESSION_ID = "01890000-0000-7000-8000-000000000000"
@@ -128,6 +128,12 @@ def private_bytes(pid: int) -> int:
 def is_gone(pid: int) -> bool:
     stat = read_stat(pid)
     return stat is None or stat.state in "ZX"
+
+
+def lives(process: ProcessStat) -> bool:
+    """Whether this very process is still there: its number could be another's by now."""
+    stat = read_stat(process.pid)
+    return stat is not None and stat.state not in "ZX" and stat.start_ticks == process.start_ticks
 
 
 def wait_until(is_so: Any, patience_s: float = PATIENCE_S) -> None:
