@@ -117,16 +117,17 @@ class LimitWatch:
         """The worker, the programs below it, and those that lost their parent: the keeper's children.
 
         Programs that have ended are among them until somebody waits for them: then their parent has their
-        CPU time.
+        CPU time. The worker is read last: it has that of a program which it waits for meanwhile.
         """
         worker = read_stat(link.pid)
         if worker is None:
             return []
         if not self._alone:
-            return [worker, *descendants(link.pid, zombies=True)]
+            programs = descendants(link.pid, zombies=True)
+            return [read_stat(link.pid) or worker, *programs]
         family = descendants(worker.parent_pid, zombies=True)
         others = {each.pid for each in family if _is_ours(each, worker)}
-        found = [worker]
+        found = [read_stat(link.pid) or worker]
         for each in family:
             if each.pid in others or each.parent_pid in others:
                 others.add(each.pid)
@@ -138,7 +139,11 @@ class LimitWatch:
         limit = self.enclosure.limits.cpu_s
         if limit is None or not stats:
             return None
-        now = sum(stat.cpu_ticks for stat in stats) / _TICKS_PER_S
+        now = _cpu_s(stats)
+        before = self._cpu_before
+        if before is not None and not before <= now < before + limit:
+            # A program that was waited for between two of the readings may be in both, or in none: once more.
+            now = _cpu_s(self._processes(self._link))
         if self._cpu_before is None or now < self._cpu_before:  # less: a program took its count along
             self._cpu_before = now
         used = now - self._cpu_before
@@ -210,6 +215,10 @@ class LimitWatch:
             return None
         self._kill_programs(link)  # as the kernel would: it is they that have what the worker may not have
         return Strike(name="memory_bytes", limit=limit, used=used)
+
+
+def _cpu_s(stats: list[ProcessStat]) -> float:
+    return sum(stat.cpu_ticks for stat in stats) / _TICKS_PER_S
 
 
 def _is_ours(stat: ProcessStat, worker: ProcessStat) -> bool:

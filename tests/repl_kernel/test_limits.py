@@ -16,14 +16,17 @@ from contextlib import ExitStack
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from repl_kernel.cgroups import Group, controllers
+from repl_kernel.enclosure import Enclosure
 from repl_kernel.errors import CannotFork, LimitRefused, SnapshotRefused
+from repl_kernel.limit_watch import LimitWatch
 from repl_kernel.limits import _KINDS, NO_LIMITS, SANDBOX_LIMITS, Limits
-from repl_kernel.process_tree import descendants
+from repl_kernel.process_tree import ProcessStat, descendants
 from repl_kernel.timeline import TimelineExecutor
 from repl_kernel.work_folder_size import WorkFolderSize
 from task_logger.record import ExecutionOutcome
@@ -220,15 +223,45 @@ def test_the_cpu_time_of_programs_counts(limited: Callable[..., World]) -> None:
 
 
 def test_waiting_for_a_program_of_an_earlier_execution_costs_no_cpu_time(
-    limited: Callable[..., World], wait_until: WaitUntil
+    limited: Callable[..., World], wait_until: WaitUntil, tmp_path: Path
 ) -> None:
     world = limited(cpu_s=0.3)
-    for _ in range(2):
-        code = "import time\nwhile time.process_time() < 0.4: pass"
+    for number in range(2):
+        go = tmp_path / str(number)
+        code = f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)\n"
+        code += "while time.process_time() < 0.5: pass"
         world.do(f"import subprocess, sys\nprogram = subprocess.Popen([sys.executable, '-c', {code!r}])")
-        (program,) = descendants(world.worker_pid)
-        wait_until(partial(is_gone, program.pid))
+        pid = world.value("program.pid")
+        go.touch()
+        wait_until(partial(is_gone, pid))
         world.do("import time; time.sleep(0.05); program.wait(); time.sleep(0.15)")
+
+
+@pytest.mark.parametrize("at_look", [1, 2])
+@pytest.mark.parametrize("comes_first", [False, True], ids=["seen", "not seen"])
+def test_a_program_that_is_waited_for_while_it_is_looked_at_costs_no_cpu_time(
+    comes_first: bool, at_look: int, monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil
+) -> None:
+    program = subprocess.Popen([sys.executable, "-c", "import time\nwhile time.process_time() < 0.5: pass"])
+    wait_until(partial(is_gone, program.pid))
+    looks = 0
+
+    def wait_meanwhile(*arguments: Any, **options: Any) -> list[ProcessStat]:
+        if comes_first and looks == at_look:
+            program.wait()
+        found = descendants(*arguments, **options)
+        if looks == at_look:
+            program.wait()
+        return found
+
+    monkeypatch.setattr("repl_kernel.limit_watch.descendants", wait_meanwhile)
+    link: Any = SimpleNamespace(pid=os.getpid())  # the program's parent, as a worker would be
+    watch = LimitWatch(Enclosure(Limits(cpu_s=0.3), copies=False, sandboxed=False), alone=False)
+    watch.begin(link)
+    while looks < 4:
+        looks += 1
+        assert not watch.look(link)
+    assert program.returncode == 0
 
 
 @pytest.mark.slow
