@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import sys
 from collections.abc import Mapping
 
 from repl_kernel.failure import condemned
@@ -47,6 +48,9 @@ class WorkerLimits:
         """
         self._limits = limits
         if "file_size_bytes" in limits:
+            # An import would put the part of its bytecode that may be written where every later one finds it:
+            # before 3.12.8 and 3.13.1, Python takes it for whole.
+            sys.dont_write_bytecode = True
             _lower(resource.RLIMIT_FSIZE, limits["file_size_bytes"], limits["file_size_bytes"])
         if "memory_bytes" in limits:
             _lower(resource.RLIMIT_DATA, limits["memory_bytes"], limits["memory_bytes"] + _RESERVED_BYTES)

@@ -372,6 +372,18 @@ def test_a_file_beyond_the_limit_gets_the_verdict(limited: Callable[..., World],
     world.do("print('x' * 500_000)")  # a pipe is no file
 
 
+def test_a_module_with_more_bytecode_than_a_file_may_hold_can_be_imported_by_others(
+    limited: Callable[..., World], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    (tmp_path / "large.py").write_text(f"text = {'x' * 10_000!r}", encoding="utf-8")
+    imported = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import large"
+    for limits in ({"file_size_bytes": 1000}, {}):
+        world = limited(**limits)
+        world.do(imported)
+        assert world.value("len(large.text)") == 10_000
+
+
 def test_a_session_without_descriptors_says_so_and_goes_on_once_it_has_some(world: World) -> None:
     import resource
 

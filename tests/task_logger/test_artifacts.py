@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import stat
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -181,7 +182,10 @@ def test_a_full_disk_is_a_named_error_and_leaves_nothing(small_disk: Path) -> No
     put(str(small_disk), artifact(b"small"))
 
 
-def test_a_limit_on_file_size_is_a_named_error_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_limit_on_file_size_is_a_named_error_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # of which a part would be left for everybody
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))

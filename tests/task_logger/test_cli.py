@@ -125,7 +125,8 @@ def test_output_of_which_a_part_can_be_written_is_never_taken_for_written(
             stderr=subprocess.PIPE,
             text=True,
             check=False,
-            env=environment(tmp_path, PYTHONUNBUFFERED=unbuffered),
+            # Else what is imported would leave a part of its bytecode for everybody.
+            env=environment(tmp_path, PYTHONUNBUFFERED=unbuffered, PYTHONDONTWRITEBYTECODE="1"),
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20)),  # no threads here
         )
     assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)

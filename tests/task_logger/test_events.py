@@ -323,7 +323,8 @@ def test_a_full_disk_leaves_one_fragment_and_the_next_event_names_it(
 
 def test_a_file_size_limit_drops_what_is_over_it_and_the_program_goes_on(log_root: Path) -> None:
     script = (
-        "import resource, signal, task_logger\n"
+        "import resource, signal, sys, task_logger\n"
+        "sys.dont_write_bytecode = True  # of which a part would be left for everybody\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "print([task_logger.event('x', 'y' * 500) for _ in range(12)].count(False) > 0, 'went on')\n"

@@ -334,6 +334,7 @@ def test_the_largest_file_size_allowed_is_named(tmp_path: Path) -> None:
         "import resource, sys\n"
         "from task_logger.log_file import LogFile\n"
         "from task_logger.errors import LogDiskFull\n"
+        "sys.dont_write_bytecode = True  # of which a part would be left for everybody\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))\n"
         "log = LogFile(sys.argv[1])\n"
         "try:\n"
