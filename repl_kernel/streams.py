@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
 
 from task_logger.record import OutputName
 
@@ -148,7 +147,9 @@ class InputStream(io.TextIOBase):
     def ask_line(self, prompt: str, is_password: bool = False) -> str:
         """One line from the caller, without its end; raises `EOFError` where input is not allowed."""
         if self.ask is None:
-            refuse_input()
+            raise EOFError(
+                "this execution may not ask for input; pass allow_input (or on_input) with the request"
+            )
         return self.ask(prompt, is_password)
 
     def readline(self, size: int | None = -1) -> str:  # type: ignore[override]
@@ -176,8 +177,3 @@ def replace_input(stdin: InputStream) -> Callable[..., str]:
     ask_input.__doc__ = plain_input.__doc__
     builtins.input = ask_input
     return plain_input
-
-
-def refuse_input() -> NoReturn:
-    """Raise the error that tells how to supply input."""
-    raise EOFError("this execution may not ask for input; pass allow_input (or on_input) with the request")

@@ -44,7 +44,7 @@ from repl_kernel.process_tree import last_pid
 from repl_kernel.refusal import end_idle_threads
 from repl_kernel.reply import display_frames, send_reply
 from repl_kernel.run_code import CodeRunner, InterruptGate
-from repl_kernel.streams import FLUSH_SIGNAL, InputStream, OutputStream, refuse_input, replace_input
+from repl_kernel.streams import FLUSH_SIGNAL, InputStream, OutputStream, replace_input
 from task_logger.record import Isolation
 
 if TYPE_CHECKING:
@@ -368,7 +368,7 @@ class Worker:
         if "text_hex" in message:
             return bytes.fromhex(message["text_hex"]).decode("utf-8", "surrogatepass")
         if "text" not in message:
-            refuse_input()
+            raise EOFError("EOF when reading a line")
         return str(message["text"])
 
     def _await(self, operation: str, number: int) -> dict[str, Any]:

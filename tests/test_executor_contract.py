@@ -802,8 +802,9 @@ def test_a_caller_may_have_no_answer(caller: Caller) -> None:
     def on_input(prompt: str, is_password: bool) -> str:
         raise EOFError
 
-    outcome = caller.run("try:\n    input()\nexcept EOFError:\n    print('none')", on_input=on_input)
-    assert outcome.stdout == "none\n"
+    code = "try:\n    input()\nexcept EOFError as exc:\n    print('none', 'may not ask' in str(exc))"
+    outcome = caller.run(code, on_input=on_input)
+    assert outcome.stdout == "none False\n"
 
 
 # Time limits and interrupts
