@@ -97,8 +97,10 @@ def summary_lines(report: Report) -> Iterator[str]:
     counts = ", ".join(f"{count} {name}" for name, count in report.counts.items() if count)
     percent = report.match_percent
     share = "" if percent is None else f"; {_floored(percent)} % of what was compared matches"
+    lost = sum(fault.kind in ("unreadable", "torn_tail") for fault in report.faults)
+    unread = f"; {lost} line{'s' * (lost != 1)} can't be read" if lost else ""
     where = "" if report.isolation is None else f", isolation {report.isolation}"
-    yield f"{report.mode}: {counts or 'nothing'}{share} ({report.took_s:.2f} s{where})"
+    yield f"{report.mode}: {counts or 'nothing'}{share}{unread} ({report.took_s:.2f} s{where})"
     if report.stopped is not None:
         yield f"stopped: {report.stopped}"
     yield from advice(report)

@@ -13,6 +13,7 @@ import pytest
 
 from json_repl.replay import dry_run, load_recording
 from json_repl.replay.errors import NothingToReplay
+from json_repl.replay.text import summary_lines
 from json_repl.session import Session
 from task_logger import TaskLogger
 from task_logger.codec import FIRST_PREV, seal
@@ -129,6 +130,12 @@ def test_an_altered_line_of_an_encrypted_recording_ends_nothing(
     assert [line.number for line in recording.lines] == [1, 3]
     faults = [(fault.number, fault.kind) for fault in recording.faults]
     assert faults == [(2, "unreadable"), (3, "chain_break")]
+    monkeypatch.delenv("TASK_LOG_KEY")
+    path.write_bytes(record(["1"], task_name="plain").read_bytes())
+    monkeypatch.setenv("TASK_LOG_KEY", f"file:{key}")
+    assert [fault.reason for fault in load_recording(str(path)).faults] == [
+        "it is plain, in an encrypted log"
+    ]
 
 
 def test_a_broken_chain_and_a_torn_tail_are_told_and_end_nothing(log_root: Path, tmp_path: Path) -> None:
@@ -145,6 +152,9 @@ def test_a_broken_chain_and_a_torn_tail_are_told_and_end_nothing(log_root: Path,
     ]
     assert verdicts(report) == ["MATCH"] * 4
     assert [step.number for step in report.steps] == [1, 2, 3, 4]
+    assert any(
+        "100 % of what was compared matches; 2 lines can't be read" in line for line in summary_lines(report)
+    )
 
 
 def test_a_dry_run_runs_nothing_and_says_what_would_not_run(log_root: Path, tmp_path: Path) -> None:
