@@ -187,9 +187,13 @@ def _text_forms(value: str) -> tuple[str, ...]:
         json.dumps(value)[1:-1],
         json.dumps(value, ensure_ascii=False)[1:-1],
         repr(value)[1:-1],
+        ascii(value)[1:-1],
         repr(data)[2:-1],
-        value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"),
+        json.dumps(value)[1:-1].replace("/", "\\/"),  # as PHP and some others write it
     }
+    tags = value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    for double, single in (('"', "'"), ("&quot;", "&#x27;"), ("&#34;", "&#39;")):  # html.escape; Jinja
+        forms.add(tags.replace('"', double).replace("'", single))
     for unescaped in (b"", b"/", b"~", b"/~"):
         for escape in ("%%%02X", "%%%02x"):
             quoted = "".join(

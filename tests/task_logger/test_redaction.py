@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import os
@@ -244,6 +245,10 @@ def _forms(value: str) -> dict[str, str]:
         "repr": repr(value),
         "repr of bytes": repr(data),
         "JSON": json.dumps(value),
+        "JSON of PHP": json.dumps(value).replace("/", "\\/"),
+        "ASCII": ascii(value),
+        "HTML": html.escape(value),
+        "HTML of Jinja": html.escape(value).replace("&quot;", "&#34;").replace("&#x27;", "&#39;"),
         "JSON, not ASCII": json.dumps(value, ensure_ascii=False),
         "a repr within JSON": json.dumps({"out": repr(value)}),
         "URL": f"?q={quote(value, safe='')}&x",
@@ -264,7 +269,14 @@ def _forms(value: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "value", [_PASSWORD, "plainTOKEN1234567", "key with spaces and é", "密码长度应该足够了"]
+    "value",
+    [
+        _PASSWORD,
+        "plainTOKEN1234567",
+        "key with spaces and é",
+        "密码长度应该足够了",
+        'it\'s "quoted" & </deep>',
+    ],
 )
 def test_a_known_value_is_found_in_every_form(tmp_path: Path, value: str) -> None:
     redactor = _redactor(tmp_path, MY_TOKEN=value)
