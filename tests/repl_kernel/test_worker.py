@@ -480,7 +480,7 @@ def test_an_answer_to_input_that_is_not_unicode_arrives_and_one_that_is_no_text_
     assert caller.run("x = input()", on_input=lambda *_: "a\udcff").status == "ok"
     assert caller.run("x").result == {"text/plain": "'a\\udcff'"}
     with pytest.raises(TypeError, match="on_input must return a text, not a bytes"):
-        caller.run("input()", on_input=lambda *_: b"a")  # type: ignore[arg-type,return-value]
+        caller.run("input()", on_input=lambda *_: b"a")  # type: ignore[arg-type]
 
 
 def test_input_in_a_fork_of_executed_code_ends_at_once(caller: Caller) -> None:
