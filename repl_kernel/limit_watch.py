@@ -46,7 +46,9 @@ class LimitWatch:
         """The limit that the execution has reached, `None` while it has reached none."""
         has_output_limit = limits.output_bytes is not None or limits.session_output_bytes is not None
         self.meter = OutputMeter(limits, enclosure.total) if has_output_limit else None
-        self._last_memory = self._last_tasks = 0
+        self._last_tasks = 0
+        self._memory_allowed: float = limits.memory_bytes or 0
+        """The limit, or more where an execution that reached it has left more behind."""
         self._alone = alone
         self._folder = (
             WorkFolderSize(enclosure.work_folder, limits)
@@ -102,10 +104,14 @@ class LimitWatch:
             # They may be what made so many, and still do; one may come of a fork that the interrupt met.
             _await_end(self._kill_programs(self._link), self._link.pid)
             self._allow_for_the_dead()
+        if strike is not None and strike.name == "memory_bytes":
+            # What it took until the interrupt came is there still, and not the next execution's fault.
+            self._allow_memory(strike.limit, _held_together(self._link, self._processes(self._link)))
         return strike
 
     def strike_of_death(self, signal_name: str | None) -> Strike | None:
         """The limit that is behind the death of an execution's worker."""
+        self._memory_allowed = self.enclosure.limits.memory_bytes or 0
         return self._own_strike() or self.enclosure.strike_of_death(signal_name)
 
     def _own_strike(self) -> Strike | None:
@@ -155,7 +161,7 @@ class LimitWatch:
             return None
         used = sum(stat.threads for stat in stats if stat.state not in "ZX") - 1
         last, self._last_tasks = self._last_tasks, used
-        if used <= max(limit, last):  # as with memory
+        if used <= max(limit, last):  # they may be of the execution before
             return None
         self._kill_programs(link)
         return Strike(name="processes", limit=limit, used=used)
@@ -194,6 +200,9 @@ class LimitWatch:
             programs = descendants(self._link.pid, zombies=True)
             self.enclosure.allow_for_the_dead(sum(stat.state in "ZX" for stat in programs))
 
+    def _allow_memory(self, limit: float, held_bytes: float) -> None:
+        self._memory_allowed = max(limit, held_bytes + _room(limit))
+
     def _memory(self, link: WorkerLink, stats: list[ProcessStat]) -> Strike | None:
         """What the processes have together; what a quick count can't tell from copies is measured."""
         limit = self.enclosure.limits.memory_bytes
@@ -205,16 +214,19 @@ class LimitWatch:
         if about is None:
             stats = stats or self._processes(link)
             about = sum(stat.resident_pages for stat in stats) * _PAGE_BYTES
-        used = 0
-        if about > limit:
-            stats = stats or self._processes(link)
-            used = sum(_held_bytes(stat.pid, is_worker=stat.pid == link.pid) for stat in stats)
+        used = _held_together(link, stats or self._processes(link)) if about > limit else 0
         self._measure_at_s = began_s + _PATIENCE * (time.monotonic() - began_s)
-        last, self._last_memory = self._last_memory, used
-        if used <= max(limit, last):  # no more than at the last look: what runs may be what makes it less
+        if used <= self._memory_allowed:  # what runs may be what makes it less
+            if self._memory_allowed > limit:
+                self._allow_memory(limit, min(used, self._memory_allowed - _room(limit)))
             return None
         self._kill_programs(link)  # as the kernel would: it is they that have what the worker may not have
         return Strike(name="memory_bytes", limit=limit, used=used)
+
+
+def _room(limit_bytes: float) -> float:
+    """What code needs to run at all, where more memory is held than the limit already."""
+    return limit_bytes / 16
 
 
 def _cpu_s(stats: list[ProcessStat]) -> float:
@@ -235,6 +247,11 @@ def _await_end(pids: set[int], worker_pid: int) -> None:
         for pid in pids
     ):
         time.sleep(_END_NAP_S)
+
+
+def _held_together(link: WorkerLink, stats: list[ProcessStat]) -> int:
+    """What the worker and the programs it started have of memory, in bytes."""
+    return sum(_held_bytes(stat.pid, is_worker=stat.pid == link.pid) for stat in stats)
 
 
 def _held_bytes(pid: int, *, is_worker: bool) -> int:

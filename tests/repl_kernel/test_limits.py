@@ -171,6 +171,29 @@ def test_a_death_for_want_of_memory_has_the_verdict_and_costs_no_state(limited: 
     assert world.value("x") == 42
 
 
+def test_memory_that_stayed_beyond_its_limit_is_not_the_next_executions_fault(
+    limited: Callable[..., World],
+) -> None:
+    world = limited(memory_bytes=64 * MIB)
+    world.do(
+        "import mmap, time\n"
+        "kept, piece = mmap.mmap(-1, 1 << 30), bytes(1 << 20)\n"
+        "def write(first, last):\n"
+        "    for at in range(first << 20, last << 20, len(piece)): kept[at:at + len(piece)] = piece"
+    )
+    outcome = world.run(
+        "try:\n"
+        "    write(0, 80)\n"
+        "    while True: time.sleep(0.001)\n"
+        "finally:\n"
+        "    write(80, 90)  # after the limit was seen, before the code has ended"
+    )
+    assert verdict(outcome) == "MemoryLimitExceeded"
+    assert outcome.status == "error"
+    for _ in range(3):
+        world.do("more = bytes(1 << 18); time.sleep(0.1)  # long enough to be looked at")
+
+
 def test_copies_do_not_eat_up_what_the_worker_may_have(limited: Callable[..., World]) -> None:
     world = limited(memory_bytes=128 * MIB)
     world.do("kept = bytearray(100 << 20)")
