@@ -30,7 +30,7 @@ from repl_kernel.process_tree import ProcessStat, descendants
 from repl_kernel.timeline import TimelineExecutor
 from repl_kernel.work_folder_size import WorkFolderSize
 from task_logger.record import ExecutionOutcome
-from tests.conftest import WaitUntil
+from tests.conftest import PATIENCE_S, WaitUntil
 from tests.ordinary_user import ordinary_user
 from tests.repl_kernel.timeline_world import World, is_gone
 
@@ -112,7 +112,7 @@ def test_limits_of_a_session_that_nobody_closes_end_with_its_program_without_a_w
         f"session = Session('worker', log_dir={str(tmp_path)!r}, limits={{'processes': 1 << 40}})\n"
         "print(session.execute_code('1')['success'])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=30, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=PATIENCE_S, check=True)
     assert (done.stdout, done.stderr) == (b"True\n", b"")
 
 
