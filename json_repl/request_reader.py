@@ -60,6 +60,11 @@ class RequestReader:
         self._poll.register(self._wake_read_fd, select.POLLIN)
         self._poll.register(input_fd, select.POLLIN)
 
+    @property
+    def wake_fd(self) -> int:
+        """Where the number of a signal to end that has come can be written, as `end()` does: one byte."""
+        return self._wake_write_fd
+
     def start(self) -> None:
         """Begin to read."""
         Thread(target=self._run, name="json-repl-reader", daemon=True).start()
@@ -94,14 +99,20 @@ class RequestReader:
             woken = self._read_some()
             if _DONE in woken:
                 return _leave()
-            if _END in woken:
+            if self._means_end(woken):
                 self.has_ended = True
                 self._put(None, 0)
                 return self._see_out_and_leave()
         self._put(None, 0)
-        while not (woken := self._woken_within(3600)):
-            pass
-        return _leave() if _DONE in woken else self._see_out_and_leave()
+        while True:
+            woken = self._woken_within(3600)
+            if _DONE in woken:
+                return _leave()
+            if self._means_end(woken):
+                return self._see_out_and_leave()
+
+    def _means_end(self, woken: bytes) -> bool:
+        return _END in woken or any(number in woken for number in self._blocked_signals)
 
     def _read_some(self) -> bytes:
         """Wait for input and take it; returns why we were woken instead, if we were."""

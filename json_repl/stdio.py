@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from _queue import Empty, SimpleQueue  # without the Python half of `queue`, which start-up would pay for
+from _thread import _local
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -112,11 +113,19 @@ class StdioServer:
         self._ending_since: float | None = None
         self._is_closed = False
         self._pid = os.getpid()
+        self._masks = _local()  # of each thread that forks
 
     def run(self) -> int:
         """Serve until the input ends, `shutdown`, or a signal to end; returns the exit code."""
         for number in END_SIGNALS:
             signal.signal(number, self._on_end_signal)
+        # The handler runs once the main thread comes back to Python: the reader is told of a signal at once.
+        signal.set_wakeup_fd(self._reader.wake_fd, warn_on_full_buffer=False)
+        os.register_at_fork(
+            before=self._hold_signals,
+            after_in_parent=self._let_signals_go,
+            after_in_child=self._leave_signals_to_fork,
+        )
         self._notify("ready", self._description())
         self._reader.start()
         goes_on = True
@@ -290,7 +299,7 @@ class StdioServer:
 
     def _see_out(self, is_done_within: Callable[[float], bool]) -> None:
         """A signal asked for the end: interrupt what runs, in the reader's thread, until all is done."""
-        deadline = (self._ending_since or time.monotonic()) + END_BOUND_S
+        deadline = self._begin_to_end() + END_BOUND_S
         insist_at = 0.0
         while not is_done_within(0.02):
             now = time.monotonic()
@@ -301,10 +310,31 @@ class StdioServer:
                 insist_at = now + INSIST_S
 
     def _on_end_signal(self, number: int, frame: object) -> None:
+        self._begin_to_end()
+        self._reader.end()
+
+    def _begin_to_end(self) -> float:
+        """Take no further request; returns since when."""
         if self._ending_since is None:
             self._ending_since = time.monotonic()
             self._writer.stop_at(self._ending_since + STALLED_AT_END_S)
-        self._reader.end()
+        return self._ending_since
+
+    def _hold_signals(self) -> None:
+        self._masks.before_fork = signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
+
+    def _let_signals_go(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._masks.before_fork)
+
+    def _leave_signals_to_fork(self) -> None:
+        """In a process that executed code has forked: a signal to end is for it alone, not for the server."""
+        signal.set_wakeup_fd(-1)
+        for number in END_SIGNALS:
+            if signal.getsignal(number) == self._on_end_signal:
+                signal.signal(
+                    number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+                )
+        self._let_signals_go()
 
     def _reply(self, request: Request, result: object) -> None:
         if request.wants_reply:

@@ -616,6 +616,30 @@ def test_a_signal_ends_a_server_whose_client_does_not_read(start_server: Start) 
     assert [line["status"] for line in server.log_lines()] == ["interrupted"]
 
 
+def test_a_signal_ends_a_server_whose_code_never_comes_back_to_python(start_server: Start) -> None:
+    server = start_server("local")
+    code = (
+        "import ctypes\nmutex = ctypes.create_string_buffer(64)\n"
+        "lock = ctypes.CDLL(None).pthread_mutex_lock\nfirst = lock(mutex)\nprint('on', end='')\nlock(mutex)"
+    )  # no signal ends that
+    server.send("execute", 1, code=code, stream=True)
+    assert server.read()["method"] == "stream"
+    os.kill(server.process.pid, signal.SIGTERM)
+    assert server.wait() == 0
+
+
+@both_routes
+def test_a_fork_of_executed_code_that_is_told_to_end_ends_alone(start_server: Start, route: str) -> None:
+    server = start_server(route)
+    code = (
+        "import multiprocessing, time\n"
+        "child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(600,))\n"
+        "child.start(); child.terminate(); child.join()\nchild.exitcode"
+    )
+    assert server.ask("execute", code=code)["result"] == {"text/plain": "-15"}
+    assert server.ask("execute", code="1 + 1")["success"]
+
+
 @both_routes
 def test_threads_and_exit_handlers_of_executed_code_cannot_keep_the_process(
     start_server: Start, route: str
