@@ -28,7 +28,7 @@ PROJECT = Path(__file__).parent.parent
 README = PROJECT / "README.md"
 PAGES = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md"), *PROJECT.glob("notebooks/*.md")])
 
-PATIENCE_S = 120.0
+PATIENCE_S = 600.0
 """After this the shell is taken for stuck."""
 
 LINES_COLUMNS = (40, 100)

@@ -23,6 +23,7 @@ from task_logger.record import ExecutionOutcome, ExecutionRecord, ExecutionReque
 from task_logger.session_log import SessionLog
 from task_logger.settling import settle
 from task_logger.writer import new_session_id
+from tests.conftest import PATIENCE_S
 from tests.task_logger.log_check import check_log
 
 _TASK = TaskIds(plan_id="P", task_id="T-1", task_name="name")
@@ -470,8 +471,10 @@ def _kill_sessions(root: Path, kills: int, mode: str) -> dict[tuple[str, int], s
             forker.stdin.flush()
             child = int(forker.stderr.readline())
             enough_bytes = said.stat().st_size + rng.randrange(2000)
+            deadline = time.monotonic() + PATIENCE_S
             while said.stat().st_size < enough_bytes:
                 assert forker.poll() is None
+                assert time.monotonic() < deadline, "it has ended by itself"
                 os.sched_yield()
             for _ in range(rng.randrange(50)):
                 os.sched_yield()  # a random moment of its life

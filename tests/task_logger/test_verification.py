@@ -381,6 +381,7 @@ def test_no_alarm_is_raised_while_sixteen_writers_write(
     before = 0
     looks = 0
     while looks < 12:
+        assert [writer.poll() for writer in writers] == [None] * 16
         verdict = verify_log(str(log))
         assert problems(verdict) == []
         assert verdict.lines >= before
