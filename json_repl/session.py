@@ -440,6 +440,8 @@ class Session(Timeline):
     def _require_open(self) -> None:
         if self._is_closed:
             raise SessionClosed
+        if os.getpid() != self._owner_pid:
+            raise SessionClosed(f"the session belongs to process {self._owner_pid}; start one in this one")
 
     def _require_idle(self, name: str) -> None:
         """Raise where this thread, which has the turn, is in the middle of an execution: in a callback, or in

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from json_repl.errors import InvalidRequest
+from json_repl.errors import InvalidRequest, SessionClosed
 from json_repl.session import Session
 from repl_kernel.errors import SnapshotGone, SnapshotRefused
 from task_logger.errors import ConfigurationError
@@ -109,6 +110,20 @@ def test_a_program_that_ends_with_branches_open_ends_without_a_word(log_root: Pa
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stderr == ""
+
+
+def test_a_fork_of_the_host_can_not_go_back_in_its_session(session: Session) -> None:
+    keep(session, "x = 1")
+    if not (pid := os.fork()):
+        refused = 0
+        for ask in (lambda: session.rewind(1), lambda: session.speculate(["x"]), session.snapshots):
+            with contextlib.suppress(SessionClosed):
+                ask()
+                continue
+            refused += 1
+        os._exit(refused)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+    assert value(session, "x") == "1"
 
 
 def test_a_branch_that_can_not_begin_leaves_nothing_behind(
