@@ -12,7 +12,7 @@ import _socket
 import os
 import sys
 
-from repl_kernel.errors import WorkerStartFailed
+from repl_kernel.errors import CannotFork, WorkerStartFailed
 
 TYPE_CHECKING = (
     False  # nothing is imported here that the start doesn't need: dataclasses alone would take 8 ms
@@ -144,11 +144,8 @@ def spawn_keeper(
         raise WorkerStartFailed(f"the worker route needs Linux, this is {sys.platform}; use route='local'")
     if not sys.executable:
         raise WorkerStartFailed("there is no interpreter to start a worker with: sys.executable is empty")
-    control, control_fd = make_control()
-    ends, worker_ends = make_ends()
+    control, control_fd, ends, worker_ends, session_fd = _open_all()
     package_root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    # Ours, opened here: by number it couldn't be found from another pid namespace, nor once it is reused.
-    session_fd = above_standard(os.pidfd_open(os.getpid()))
     inherited: tuple[int, ...] = (control_fd, worker_ends.data_fd, worker_ends.channel_fd, session_fd)
     command = [sys.executable, "-P", "-c", _BOOT, package_root, *map(str, inherited), isolation, shell]
     if launcher is not None:
@@ -179,6 +176,30 @@ def spawn_keeper(
         os.close(session_fd)
         worker_ends.close()
     return SpawnedKeeper(pid, control, ends)
+
+
+def _open_all() -> tuple[_socket.socket, int, Ends, WorkerEnds, int]:
+    """A control socket and its other end, both ends of the first worker, and a pidfd of this process.
+
+    Raises `CannotFork` where the system has no descriptors left; none of these is open then.
+    """
+    try:
+        # Ours, opened here: by number it couldn't be found from another pid namespace, nor once it is reused.
+        session_fd = above_standard(os.pidfd_open(os.getpid()))
+        try:
+            control, control_fd = make_control()
+            try:
+                ends, worker_ends = make_ends()
+            except OSError:
+                control.close()
+                os.close(control_fd)
+                raise
+        except OSError:
+            os.close(session_fd)
+            raise
+    except OSError as exc:
+        raise CannotFork(f"no descriptors are left for a new worker: {exc.strerror}") from exc
+    return control, control_fd, ends, worker_ends, session_fd
 
 
 def above_standard(fd: int) -> int:

@@ -191,10 +191,14 @@ def _spawn(
     if not sys.executable:
         raise WorkerStartFailed("there is no interpreter to start a worker with: sys.executable is empty")
     try:
-        control, control_fd = make_control()
+        session_fd = os.pidfd_open(os.getpid())
+        try:
+            control, control_fd = make_control()
+        except OSError:
+            os.close(session_fd)
+            raise
     except OSError as exc:
         raise WorkerStartFailed(f"no descriptors are left for a zygote: {exc.strerror}") from exc
-    session_fd = os.pidfd_open(os.getpid())
     package_root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     inherited: tuple[int, ...] = (control_fd, session_fd)
     arguments = (*map(str, inherited), isolation, shell, *names)

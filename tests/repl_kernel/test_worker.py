@@ -20,7 +20,7 @@ from typing import IO
 import pytest
 
 from repl_kernel import interruption
-from repl_kernel.errors import ExecutorClosed, WorkerStartFailed
+from repl_kernel.errors import CannotFork, ExecutorClosed, WorkerStartFailed
 from repl_kernel.executor import OnInput, OnOutput
 from repl_kernel.manager import WorkerExecutor
 from repl_kernel.process_tree import descendants, read_stat
@@ -481,6 +481,20 @@ def test_an_answer_to_input_that_is_not_unicode_arrives_and_one_that_is_no_text_
     assert caller.run("x").result == {"text/plain": "'a\\udcff'"}
     with pytest.raises(TypeError, match="on_input must return a text, not a bytes"):
         caller.run("input()", on_input=lambda *_: b"a")  # type: ignore[arg-type]
+
+
+def test_where_a_host_has_too_few_descriptors_no_worker_starts_and_none_is_left_open(no_leaks: None) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    WorkerExecutor().close()  # what it imports is there then
+    used = len(os.listdir("/proc/self/fd"))
+    for more in range(9):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + more, hard))
+        try:
+            with pytest.raises(CannotFork, match="no descriptors are left"):
+                WorkerExecutor()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(os.listdir("/proc/self/fd")) == used
 
 
 def test_input_in_a_fork_of_executed_code_ends_at_once(caller: Caller) -> None:
