@@ -42,9 +42,9 @@ _PACKET_BYTES = 1 << 16
 _MSG_CMSG_CLOEXEC = 0x40000000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Snapshot:
-    """One sleeping copy; `faults` is the ring's count of page faults when it was made.
+    """One sleeping copy, which equals no other; `faults` is the ring's count of page faults when it was made.
 
     `line` are the executions that led to its state, from the empty namespace on.
     """
@@ -120,8 +120,8 @@ class SnapshotRing:
     def __init__(self) -> None:
         self._kept: list[Snapshot] = []
         self._thinned: list[Snapshot] = []
-        self._parents: dict[int, int | None] = {}
         self._head: int | None = None
+        """The state that a crash would go back to: the live one came from it, or was copied to it."""
         self.refused: str | None = None
         """Why the newest state has no snapshot, `None` where nothing stood against it."""
         self.max_bytes = int(_MEMORY_SHARE * os.sysconf("SC_PHYS_PAGES") * _PAGE_BYTES)
@@ -158,7 +158,7 @@ class SnapshotRing:
         ]
 
     def newest(self) -> Snapshot | None:
-        """The last one that the live state came from or was copied to, `None` where there is none."""
+        """The one that a crash would go back to, `None` where there is none."""
         return next((kept for kept in self._kept if kept.seq == self._head), None)
 
     def get(self, seq: int) -> Snapshot:
@@ -170,7 +170,7 @@ class SnapshotRing:
 
     def begin_life(self, head: int | None) -> None:
         """Another worker is live, in the state of snapshot `head`; `None`: with an empty namespace."""
-        self._head = head if head in self._parents else None
+        self._head = head if head in self.seqs() else None
         self._base = self._faults = max((kept.faults for kept in self._kept), default=0)
         self._measure_at = 0
 
@@ -181,7 +181,7 @@ class SnapshotRing:
 
         Without `ends_thinned` those that are too many for it sleep on, out of the books, until `end_thinned`.
         """
-        is_more = False
+        is_more, minor_faults = False, 0
         while (packet := _receive(channel)) is not None:
             message, fd = packet
             if not _is_announcement(message, fd):
@@ -196,7 +196,9 @@ class SnapshotRing:
                 os.close(fd)
             if "refused" in message:
                 self.refused = message["refused"]
-            self.bound_memory(message["minflt"])
+            minor_faults = max(minor_faults, message["minflt"])
+        if minor_faults:
+            self.bound_memory(minor_faults)
         if is_more and self._kept:
             self._thin()
         if ends_thinned:
@@ -216,7 +218,7 @@ class SnapshotRing:
         until = tuple(range(part.start, min(part.stop, seq + 1)) for part in line if part.start <= seq)
         made = Snapshot(seq, until, socket, message["at"], self._faults, tuple(message["descriptors"]))
         self._kept.append(made)
-        self._parents[seq], self._head = self._head, seq
+        self._head = seq
 
     def drop(self, seq: int) -> None:
         """Let go of the snapshot of that state, if there is one."""
@@ -225,12 +227,10 @@ class SnapshotRing:
             snapshot.release()
 
     def _take_out(self, snapshot: Snapshot) -> None:
-        seq = snapshot.seq
         self._kept.remove(snapshot)
-        parent = self._parents.pop(seq)
-        self._parents = {kept: parent if old == seq else old for kept, old in self._parents.items()}
-        if self._head == seq:
-            self._head = parent
+        if self._head == snapshot.seq:
+            earlier = [seq for seq in self.seqs() if any(seq in part for part in snapshot.line)]
+            self._head = max(earlier, default=None)
 
     def _thin(self) -> None:
         """Keep the newest, and of the older ones ever fewer the older they are."""
@@ -298,7 +298,7 @@ def _is_announcement(message: dict[str, Any], fd: int) -> bool:
         and type(message.get("seq")) is int
         and type(message.get("at")) is float
         and isinstance(descriptors, list)
-        and all(isinstance(text, str) for text in descriptors)
+        and set(map(type, descriptors)) <= {str}
     )
 
 
