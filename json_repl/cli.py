@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from click import Group
 
     from json_repl.cells import Cell
-    from json_repl.session import SessionRoute
+    from json_repl.session_settings import SessionRoute
     from repl_kernel.limits import Limits
     from task_logger.record import Isolation
 

@@ -16,7 +16,8 @@ from typing import Any
 from json_repl.errors import PoolClosed
 from json_repl.limiting import checked_limits
 from json_repl.preloading import checked_pass_env, checked_preload
-from json_repl.session import Session, checked_actor, checked_redact, checked_shell
+from json_repl.session import Session
+from json_repl.session_settings import checked_actor, checked_redact, checked_shell
 from json_repl.timeline import checked_policy, checked_time_limit
 from repl_kernel.errors import CannotFork, IsolationUnavailable, PreloadFailed, WorkerStartFailed
 from repl_kernel.isolation import worker_environment

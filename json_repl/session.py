@@ -17,6 +17,17 @@ from json_repl.errors import InvalidRequest, SessionClosed
 from json_repl.keeping import Keeping
 from json_repl.recorded import RecordedExecutor
 from json_repl.session_events import SessionEvents
+from json_repl.session_settings import (
+    SessionRoute,
+    checked_actor,
+    checked_kernel,
+    checked_limits,
+    checked_pass_env,
+    checked_preload,
+    checked_redact,
+    checked_shell,
+    route_of,
+)
 from json_repl.timeline import SnapshotPolicy, Timeline, checked_policy, checked_time_limit
 from json_repl.wire import wire_form
 from json_repl.work_folder import WorkFolder, checked_isolation
@@ -37,8 +48,6 @@ if TYPE_CHECKING:
     from repl_kernel.probe import Attempt
     from repl_kernel.timeline import TimelineExecutor
     from task_logger.alerts import OnAlert
-
-SessionRoute = Literal["local", "worker", "jupyter"]
 
 _NO_TAGS: Mapping[str, object] = {}
 
@@ -109,14 +118,14 @@ class Session(Timeline):
         self._keeping = Keeping(settings, self.task, secrets)
         self._events = SessionEvents(settings, self.session_id, self.task, self._keeping.redactor)
         self._contexts: tuple[TaskContext | None, TaskIds, Mapping[str, object]] = (None, self.task, _NO_TAGS)
-        chosen = _route_of(route)
-        self._kernel = _checked_kernel(chosen, kernel)
+        chosen = route_of(route)
+        self._kernel = checked_kernel(chosen, kernel)
         self._policy = checked_policy(snapshots)
         self.isolation: Isolation = checked_isolation(chosen, isolation)
         self._work = WorkFolder(self.isolation, work_folder, network, self.log_path, self.session_id)
         self.route: SessionRoute = chosen
-        self._preload = _checked_preload(chosen, preload)
-        self.limits = _checked_limits(chosen, self.isolation, limits)
+        self._preload = checked_preload(chosen, preload)
+        self.limits = checked_limits(chosen, self.isolation, limits)
         """What was asked for, `None` without any."""
         self._shell = checked_shell(chosen, shell)
         try:
@@ -150,7 +159,7 @@ class Session(Timeline):
             return TimelineExecutor(
                 snapshots=snapshots,
                 isolation=self._work.tier(),
-                pass_env=_checked_pass_env(pass_env),
+                pass_env=checked_pass_env(pass_env),
                 open_spool=self._keeping.open_spool,
                 spawned=spawned,
                 preload=self._preload,
@@ -477,85 +486,6 @@ class Session(Timeline):
             tags = context.tags
             self._contexts = (context, task, tags)
         return task, tags
-
-
-def _route_of(route: str | None) -> SessionRoute:
-    if route is None:
-        setting = os.environ.get("USE_SUBPROCESS_WORKER") or "0"
-        if setting not in ("0", "1"):
-            raise ConfigurationError("USE_SUBPROCESS_WORKER", f"must be 0 or 1, not {setting!r}")
-        return "worker" if setting == "1" else "local"
-    if route in ("worker", "local", "jupyter"):
-        return cast(SessionRoute, route)
-    raise ConfigurationError("route", f"must be 'local', 'worker' or 'jupyter', not {route!r}")
-
-
-def _checked_kernel(route: SessionRoute, kernel: str | None) -> str:
-    """The kernel of a session on the jupyter route, nothing on others."""
-    if route != "jupyter":
-        if kernel is not None:
-            raise ConfigurationError("kernel", f"needs route='jupyter', and this is {route!r}")
-        return ""
-    if not isinstance(kernel, str) or not kernel:
-        raise ConfigurationError(
-            "kernel",
-            "must be the name of a Jupyter kernel, or the path of a connection file, as a text, with "
-            f"route='jupyter'; not {kernel!r}",
-        )
-    return kernel
-
-
-def checked_actor(actor: str | None) -> str:
-    """Who executes, as the log names it; raises `ConfigurationError` for what is no text."""
-    if actor is not None and not isinstance(actor, str):
-        raise ConfigurationError("actor", f"must be a text, not a {type(actor).__name__}")
-    return actor or "python"
-
-
-def checked_redact(
-    redact: Mapping[str, str | re.Pattern[str]] | Literal[False] | None,
-) -> dict[str, str | re.Pattern[str]] | Literal[False]:
-    """The secrets by name, `False` to look for none; raises `ConfigurationError` for what is no mapping."""
-    if redact is False:
-        return False
-    if redact is not None and not isinstance(redact, Mapping):
-        raise ConfigurationError("redact", "takes secrets by name, {'NAME': value or pattern}, or False")
-    return dict(redact or {})
-
-
-def _checked_pass_env(pass_env: Collection[str]) -> tuple[str, ...]:
-    if not pass_env:
-        return ()
-    from json_repl.preloading import checked_pass_env
-
-    return checked_pass_env(pass_env)
-
-
-def _checked_preload(route: SessionRoute, preload: Collection[str]) -> tuple[str, ...]:
-    if not preload:
-        return ()
-    from json_repl.preloading import checked_preload
-
-    return checked_preload(route, preload)
-
-
-def _checked_limits(
-    route: SessionRoute, isolation: Isolation, limits: Limits | Mapping[str, Any] | None
-) -> Limits | None:
-    if limits is None:
-        return None
-    from json_repl.limiting import checked_limits
-
-    return checked_limits(route, isolation, limits)
-
-
-def checked_shell(route: str, shell: str) -> ShellName:
-    """What runs the code of a session; raises `ConfigurationError` where there is none such on its route."""
-    if shell not in ("plain", "ipython"):
-        raise ConfigurationError("shell", f"must be 'plain' or 'ipython', not {shell!r}")
-    if shell != "plain" and route != "worker":
-        raise ConfigurationError("shell", f"{shell!r} needs route='worker'")
-    return cast(ShellName, shell)
 
 
 def _checked_tags(tags: Mapping[str, object]) -> Mapping[str, object]:

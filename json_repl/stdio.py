@@ -31,7 +31,8 @@ from json_repl.request_reader import RequestReader
 from json_repl.served import NOT_WHILE_RUNNING, ServedSessions
 
 if TYPE_CHECKING:
-    from json_repl.session import Session, SessionRoute
+    from json_repl.session import Session
+    from json_repl.session_settings import SessionRoute
     from repl_kernel.executor import OnInput, OnOutput
     from task_logger.record import OutputName
 

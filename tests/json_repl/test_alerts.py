@@ -16,7 +16,7 @@ import pytest
 import task_logger
 from json_repl import Session
 from json_repl.errors import InvalidRequest
-from json_repl.session import SessionRoute
+from json_repl.session_settings import SessionRoute
 from task_logger.alerts import Alert
 from task_logger.errors import LogFailed, LogUnavailable
 from task_logger.event_view import read_events

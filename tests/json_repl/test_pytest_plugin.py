@@ -13,7 +13,7 @@ import pytest
 
 import task_logger
 from json_repl import Session
-from json_repl.session import SessionRoute
+from json_repl.session_settings import SessionRoute
 from task_logger.codec import read_link, seal
 from task_logger.task import events_beside
 

@@ -23,7 +23,7 @@ import pytest
 import task_logger
 from json_repl import Session
 from json_repl.errors import InvalidRequest, SessionClosed
-from json_repl.session import SessionRoute
+from json_repl.session_settings import SessionRoute
 from repl_kernel.process_tree import descendants, read_stat
 from task_logger.errors import ConfigurationError, LogPathRefused, TaskLogError
 from tests.conftest import WaitUntil
