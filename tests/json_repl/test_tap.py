@@ -169,8 +169,14 @@ def test_a_flood_of_flushed_lines_is_recorded_to_the_last(
 ) -> None:
     with client(tcp_manager, log_root) as session:
         taps.append(Tap(tcp_manager.connection_file))
-        session.execute_code(f"for i in range({count}): print(i, flush=True)")
-        [line] = wait_for_lines(log_root, 1, wait_until)
+        for tries in range(1, 6):
+            session.execute_code(f"for i in range({count}): print(i, flush=True)")
+            line = wait_for_lines(log_root, tries, wait_until)[-1]
+            if "gap" not in line["tags"]:
+                break
+            # The kernel itself drops what comes while all of the tap's process stands still.
+            lost = count - line["stdout"].count("\n")
+            assert f"messages that did not come: {lost} " in line["tags"]["gap"]
     assert line["stdout"] == "".join(f"{i}\n" for i in range(count))
     assert "gap" not in line["tags"]
 
