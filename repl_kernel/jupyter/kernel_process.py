@@ -19,6 +19,7 @@ from repl_kernel.errors import KernelUnreachable
 from repl_kernel.isolation import worker_environment
 from repl_kernel.jupyter.connection import Connection, read_connection_file
 from repl_kernel.jupyter.guard import END_SIGNAL, FORGET_SIGNAL, INTERRUPT_SIGNAL, TAIL_BYTES
+from repl_kernel.jupyter.kernel_command import split_command
 from repl_kernel.outcome import Death
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class KernelProcess:
             write_connection_file(path, key=os.urandom(32).hex().encode(), kernel_name=name)
             self.connection: Connection = read_connection_file(path)
             spec: Any = manager.kernel_spec
+            _refuse_plain_lines(name, spec.argv)
             self.interrupts_by_message: bool = spec.interrupt_mode == "message"
             self._process = _spawn(folder, manager.format_kernel_cmd(), _environment(spec.env, task))
         except BaseException:
@@ -144,6 +146,15 @@ def _no_specification(name: str) -> KernelUnreachable:
 
 def _are_texts(values: Iterable[object]) -> bool:
     return all(isinstance(value, str) for value in values)
+
+
+def _refuse_plain_lines(name: str, command: list[str]) -> None:
+    """Raise where a kernel that records by itself would do so in clear, beside a log that is encrypted."""
+    if os.environ.get("TASK_LOG_KEY") and split_command(command) is not None:
+        raise KernelUnreachable(
+            f"the kernel {name!r} records its cells itself, and would do so in clear: no kernel is passed "
+            "TASK_LOG_KEY; choose one that doesn't record, such as 'python3'"
+        )
 
 
 def _environment(of_spec: dict[str, str], task: TaskIds | None) -> dict[str, str]:

@@ -45,6 +45,19 @@ def test_a_session_on_a_kernel_is_recorded_like_any_other(log_root: Path, no_lea
     assert not any(line["diff_complete"] for line in lines)
 
 
+@pytest.mark.parametrize("kernel", ["json_repl", "json_repl_isolated"])
+def test_beside_an_encrypted_log_no_kernel_records_in_clear(
+    kernel: str, log_root: Path, tmp_path: Path, no_leaks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = tmp_path / "key"
+    key.write_text("0" * 64, encoding="ascii")
+    key.chmod(0o600)
+    monkeypatch.setenv("TASK_LOG_KEY", f"file:{key}")
+    with pytest.raises(KernelUnreachable, match=f"'{kernel}' records its cells itself, and would do so in"):
+        Session(route="jupyter", kernel=kernel)
+    assert not list(log_root.rglob("*.jsonl"))
+
+
 _TIMELINE: list[Callable[[Session], object]] = [
     lambda session: session.snapshots(),
     lambda session: session.snapshot(),
