@@ -106,7 +106,8 @@ class LimitWatch:
             self._allow_for_the_dead()
         if strike is not None and strike.name == "memory_bytes":
             # What it took until the interrupt came is there still, and not the next execution's fault.
-            self._allow_memory(strike.limit, _held_together(self._link, self._processes(self._link)))
+            held = _held_together(self._link, self._processes(self._link))
+            self._memory_allowed = _allowed(strike.limit, held)
         return strike
 
     def strike_of_death(self, signal_name: str | None) -> Strike | None:
@@ -200,9 +201,6 @@ class LimitWatch:
             programs = descendants(self._link.pid, zombies=True)
             self.enclosure.allow_for_the_dead(sum(stat.state in "ZX" for stat in programs))
 
-    def _allow_memory(self, limit: float, held_bytes: float) -> None:
-        self._memory_allowed = max(limit, held_bytes + _room(limit))
-
     def _memory(self, link: WorkerLink, stats: list[ProcessStat]) -> Strike | None:
         """What the processes have together; what a quick count can't tell from copies is measured."""
         limit = self.enclosure.limits.memory_bytes
@@ -217,16 +215,15 @@ class LimitWatch:
         used = _held_together(link, stats or self._processes(link)) if about > limit else 0
         self._measure_at_s = began_s + _PATIENCE * (time.monotonic() - began_s)
         if used <= self._memory_allowed:  # what runs may be what makes it less
-            if self._memory_allowed > limit:
-                self._allow_memory(limit, min(used, self._memory_allowed - _room(limit)))
+            self._memory_allowed = min(self._memory_allowed, _allowed(limit, used))
             return None
         self._kill_programs(link)  # as the kernel would: it is they that have what the worker may not have
         return Strike(name="memory_bytes", limit=limit, used=used)
 
 
-def _room(limit_bytes: float) -> float:
-    """What code needs to run at all, where more memory is held than the limit already."""
-    return limit_bytes / 16
+def _allowed(limit_bytes: float, held_bytes: float) -> float:
+    """The limit; or what is held, and a sixteenth of the limit more, which code needs to run at all."""
+    return max(limit_bytes, held_bytes + limit_bytes / 16)
 
 
 def _cpu_s(stats: list[ProcessStat]) -> float:
