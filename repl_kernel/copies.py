@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import orjson
 
 from repl_kernel.descriptor_list import cut_off_peers, open_descriptors, shared_memory
-from repl_kernel.linux import volunteer_for_oom_killer
+from repl_kernel.linux import above_standard, volunteer_for_oom_killer
 from repl_kernel.orphan import fork_orphan
 from repl_kernel.orphaned_programs import SNAPSHOT_NAME, WORKER_NAME
 from repl_kernel.random_state import reseed
@@ -92,7 +92,7 @@ class Copier:
             if reason is None:
                 calm_native_threads()
                 pair = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-                theirs, ours = ends = [_channel(_above_outputs(end.detach())) for end in pair]
+                theirs, ours = ends = [_channel(above_standard(end.detach())) for end in pair]
                 # Now: it takes one more, as the copy will.
                 descriptors = open_descriptors(not_users | {theirs.fileno(), ours.fileno()})
                 if self._fork(SNAPSHOT_NAME):
@@ -216,16 +216,7 @@ def _next_packet(ours: _socket.socket) -> tuple[dict[str, Any], list[int]]:
     if not data:
         _end_unnoticed()
     fds = [fd for _, _, payload in ancillary for fd in struct.unpack(f"{len(payload) // 4}i", payload)]
-    return orjson.loads(data), [_above_outputs(fd) for fd in fds]
-
-
-def _above_outputs(fd: int) -> int:
-    """The same under a number above 2: executed code that has closed 0, 1 or 2 goes on to write there."""
-    if fd > 2:
-        return fd
-    other = _above_outputs(os.dup(fd))
-    os.close(fd)
-    return other
+    return orjson.loads(data), [above_standard(fd) for fd in fds]
 
 
 def _end_unnoticed() -> NoReturn:

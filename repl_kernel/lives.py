@@ -16,7 +16,7 @@ from repl_kernel.keeper_link import ForkedWorker, KeeperLink
 from repl_kernel.orphaned_programs import orphaned_programs
 from repl_kernel.process_tree import kill_descendants
 from repl_kernel.snapshots import Snapshot, SnapshotRing
-from repl_kernel.spawn import SpawnedKeeper, make_ends
+from repl_kernel.spawn import SpawnedKeeper, make_ends, no_descriptors
 from repl_kernel.worker_link import WorkerLink, death_of
 
 if TYPE_CHECKING:
@@ -322,7 +322,7 @@ def _wake(
     try:
         ends, theirs = make_ends()
     except OSError as exc:
-        raise CannotFork(f"no descriptors are left for a new worker: {exc.strerror}") from exc
+        raise no_descriptors(exc) from exc
     try:
         try:
             snapshot.wake(theirs, beside=beside, seq=seq, reseed=reseed, due=due)

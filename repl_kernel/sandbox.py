@@ -16,8 +16,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from repl_kernel.errors import SandboxUnavailable, WorkerStartFailed
+from repl_kernel.linux import above_standard
 from repl_kernel.seccomp import filter_file
-from repl_kernel.spawn import Launcher, above_standard
+from repl_kernel.spawn import Launcher
 
 _TMP_BYTES = 1 << 30
 """Of /tmp and of /dev/shm each: they hold memory of the machine."""

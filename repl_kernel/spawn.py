@@ -13,6 +13,7 @@ import os
 import sys
 
 from repl_kernel.errors import CannotFork, WorkerStartFailed
+from repl_kernel.linux import above_standard
 
 TYPE_CHECKING = (
     False  # nothing is imported here that the start doesn't need: dataclasses alone would take 8 ms
@@ -144,7 +145,15 @@ def spawn_keeper(
         raise WorkerStartFailed(f"the worker route needs Linux, this is {sys.platform}; use route='local'")
     if not sys.executable:
         raise WorkerStartFailed("there is no interpreter to start a worker with: sys.executable is empty")
-    control, control_fd, ends, worker_ends, session_fd = _open_all()
+    try:
+        session_fd = open_own_pidfd()
+    except OSError as exc:
+        raise no_descriptors(exc) from exc
+    try:
+        control, control_fd, ends, worker_ends = open_keeper_ends()
+    except CannotFork:
+        os.close(session_fd)
+        raise
     package_root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     inherited: tuple[int, ...] = (control_fd, worker_ends.data_fd, worker_ends.channel_fd, session_fd)
     command = [sys.executable, "-P", "-c", _BOOT, package_root, *map(str, inherited), isolation, shell]
@@ -178,39 +187,36 @@ def spawn_keeper(
     return SpawnedKeeper(pid, control, ends)
 
 
-def _open_all() -> tuple[_socket.socket, int, Ends, WorkerEnds, int]:
-    """A control socket and its other end, both ends of the first worker, and a pidfd of this process.
+def open_keeper_ends() -> tuple[_socket.socket, int, Ends, WorkerEnds]:
+    """Open what a keeper is started with: a control socket and its other end, both ends of its first worker.
 
     Raises `CannotFork` where the system has no descriptors left; none of these is open then.
     """
     try:
-        # Ours, opened here: by number it couldn't be found from another pid namespace, nor once it is reused.
-        session_fd = above_standard(os.pidfd_open(os.getpid()))
+        control, control_fd = make_control()
         try:
-            control, control_fd = make_control()
-            try:
-                ends, worker_ends = make_ends()
-            except OSError:
-                control.close()
-                os.close(control_fd)
-                raise
+            ends, worker_ends = make_ends()
         except OSError:
-            os.close(session_fd)
+            control.close()
+            os.close(control_fd)
             raise
     except OSError as exc:
-        raise CannotFork(f"no descriptors are left for a new worker: {exc.strerror}") from exc
-    return control, control_fd, ends, worker_ends, session_fd
+        raise no_descriptors(exc) from exc
+    return control, control_fd, ends, worker_ends
 
 
-def above_standard(fd: int) -> int:
-    """The same file at a number of 3 or above: a host may have closed its standard descriptors."""
-    if fd > 2:
-        return fd
-    import fcntl
+def no_descriptors(exc: OSError) -> CannotFork:
+    """What to raise where a worker's descriptors can't be opened."""
+    return CannotFork(f"no descriptors are left for a new worker: {exc.strerror}")
 
-    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-    os.close(fd)
-    return moved
+
+def open_own_pidfd() -> int:
+    """A pidfd of this process, for a keeper.
+
+    Opened here: by number this process couldn't be found from another pid namespace, nor once the number is
+    reused. Raises OSError.
+    """
+    return above_standard(os.pidfd_open(os.getpid()))
 
 
 def _enlarge(pipe_fd: int) -> None:

@@ -22,7 +22,7 @@ import orjson
 
 from repl_kernel.errors import CannotFork, PreloadFailed, WorkerStartFailed
 from repl_kernel.executor import ShellName
-from repl_kernel.spawn import Ends, Launcher, SpawnedKeeper, make_control, make_ends
+from repl_kernel.spawn import Ends, Launcher, SpawnedKeeper, make_control, open_keeper_ends, open_own_pidfd
 from task_logger.record import Isolation
 
 _BOOT = (
@@ -75,16 +75,7 @@ class ZygoteLink:
 
     def request_keeper(self, operation: str = "fork") -> None:
         """Have a keeper and its worker forked, not waited for; raises `CannotFork` or `WorkerStartFailed`."""
-        try:
-            ours, theirs_fd = make_control()
-            try:
-                ends, theirs = make_ends()
-            except OSError:
-                ours.close()
-                os.close(theirs_fd)
-                raise
-        except OSError as exc:
-            raise CannotFork(f"no descriptors are left for a new worker: {exc.strerror}") from exc
+        ours, theirs_fd, ends, theirs = open_keeper_ends()
         fds = struct.pack("5i", theirs_fd, *theirs.fds)
         try:
             message = orjson.dumps({"op": operation})
@@ -191,7 +182,7 @@ def _spawn(
     if not sys.executable:
         raise WorkerStartFailed("there is no interpreter to start a worker with: sys.executable is empty")
     try:
-        session_fd = os.pidfd_open(os.getpid())
+        session_fd = open_own_pidfd()
         try:
             control, control_fd = make_control()
         except OSError:
