@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.command import run_alone
 from benchmarks.table import markdown
+from repl_kernel.orphaned_programs import WORKER_NAME
 from repl_kernel.process_tree import ProcessStat, descendants, read_stat
 
 _SESSION = """
@@ -84,7 +85,7 @@ def kill_a_session(isolation: str, copies: int, code: str) -> float:
         finally:
             session.kill()
         killed_at = time.perf_counter()
-        _wait(lambda: not any(map(_lives, left)))
+        _wait(lambda: not any(map(lives, left)))
         return time.perf_counter() - killed_at
 
 
@@ -93,7 +94,7 @@ def _processes(pid: int, copies: int) -> list[ProcessStat]:
 
     def is_complete() -> bool:
         below = descendants(pid)
-        is_computing = any(stat.state == "R" for stat in below)
+        is_computing = any((stat.name, stat.state) == (WORKER_NAME, "R") for stat in below)
         return is_computing and [stat.name for stat in below].count("sleep") == 2
 
     _wait(is_complete)
@@ -111,8 +112,8 @@ def _wait(is_so: Any) -> None:
         time.sleep(0.002)
 
 
-def _lives(process: ProcessStat) -> bool:
-    """Whether it is still there: its number could be another's by now."""
+def lives(process: ProcessStat) -> bool:
+    """Whether this very process is still there: its number could be another's by now."""
     stat = read_stat(process.pid)
     return stat is not None and stat.state not in "ZX" and stat.start_ticks == process.start_ticks
 

@@ -6,20 +6,17 @@ import functools
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import pytest
 
+from benchmarks.kills import kill_a_session
 from repl_kernel.errors import CannotFork, SnapshotGone
-from repl_kernel.orphaned_programs import WORKER_NAME
 from repl_kernel.process_tree import descendants, read_stat
 from repl_kernel.timeline import TimelineExecutor
-from tests.repl_kernel.timeline_world import SESSION_ID, World, is_gone, lives, private_bytes, wait_until
+from tests.repl_kernel.timeline_world import SESSION_ID, World, is_gone, private_bytes, wait_until
 
 DEATHS = {
     "segmentation fault": ("import ctypes; ctypes.string_at(0)", "SIGSEGV"),
@@ -373,36 +370,6 @@ def _rss_bytes() -> int:
         return int(file.read().split()[1]) * 4096
 
 
-_SESSION = """
-import sys, tempfile
-from repl_kernel.sandbox import Sandbox
-from repl_kernel.timeline import TimelineExecutor
-from tests.repl_kernel.timeline_world import World
-folder, isolation, setup, copies = sys.argv[1:]
-tier = Sandbox(work_folder=folder) if isolation == "sandbox" else isolation
-world = World(executor=TimelineExecutor(snapshots="manual", isolation=tier))
-world.do(setup)
-world.do("import os, subprocess, sys")
-world.do("apart = subprocess.Popen(['setsid', 'sleep', '1000'])")
-world.do('''
-pid = os.fork()
-if pid == 0:
-    os.setsid()
-    if os.fork(): os._exit(0)
-    os.execvp('sleep', ['sleep', '1000'])
-_ = os.waitpid(pid, 0)
-''')
-last = 512  # at its end those states are kept whose distances grow with their age: others needn't be copied
-while len(world.kept()) < int(copies) and world.seq < last:
-    world.do("x = 1")
-    age = max(1, last - world.seq)
-    if world.seq % max(1, (1 << age.bit_length() - 1) // 8) == 0:
-        world.executor.snapshot()
-assert len(world.kept()) >= int(copies), world.kept()
-print("ready", flush=True)
-world.run("sum(range(10**12))")
-"""
-
 _GIB_OF_OBJECTS = "heap = [[i] for i in range(10_000_000)]"
 
 
@@ -425,33 +392,11 @@ _GIB_OF_OBJECTS = "heap = [[i] for i in range(10_000_000)]"
     ],
 )
 def test_nothing_is_left_of_a_session_that_was_killed(
-    tmp_path: Path, isolation: str, kills: int, copies: int, setup: str
+    isolation: str, kills: int, copies: int, setup: str
 ) -> None:
     """Nothing that lives: what has ended, but isn't reaped, is for whoever adopted it."""
-    took_s = [_kill_a_session(tmp_path, isolation, copies, setup) for _ in range(kills)]
+    took_s = [kill_a_session(isolation, copies, setup) for _ in range(kills)]
     print(f"{isolation}: {kills} of {kills} gone, after {max(took_s):.2f} s at most")
-
-
-def _kill_a_session(folder: Path, isolation: str, copies: int, setup: str) -> float:
-    """Kill a session amid an execution; returns the time in seconds until nothing below it lived."""
-    command = [sys.executable, "-c", _SESSION, str(folder), isolation, setup, str(copies)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as session:
-        try:
-            assert session.stdout
-            assert session.stdout.readline() == b"ready\n"
-            wait_until(lambda: [stat.name for stat in descendants(session.pid)].count("sleep") == 2)
-            wait_until(
-                lambda: any(
-                    (stat.name, stat.state) == (WORKER_NAME, "R") for stat in descendants(session.pid)
-                )
-            )
-            left = descendants(session.pid)
-            assert len(left) >= copies + 4  # keeper, worker, two programs
-        finally:
-            session.kill()
-        killed_at = time.monotonic()
-        wait_until(lambda: not any(map(lives, left)))
-        return time.monotonic() - killed_at
 
 
 def test_an_interrupt_while_a_restored_worker_runs_reaches_it(world: World) -> None:

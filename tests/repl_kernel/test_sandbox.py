@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.kills import lives
 from json_repl import Session
 from repl_kernel import outside
 from repl_kernel.errors import IsolationUnavailable, SandboxUnavailable, WorkerStartFailed
@@ -25,7 +26,6 @@ from repl_kernel.sandbox import Sandbox, explained
 from task_logger.errors import ConfigurationError
 from tests.conftest import WaitUntil
 from tests.ordinary_user import ordinary_user
-from tests.repl_kernel.timeline_world import lives
 
 ROOT = Path(__file__).parents[2]
 

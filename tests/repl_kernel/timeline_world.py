@@ -130,12 +130,6 @@ def is_gone(pid: int) -> bool:
     return stat is None or stat.state in "ZX"
 
 
-def lives(process: ProcessStat) -> bool:
-    """Whether this very process is still there: its number could be another's by now."""
-    stat = read_stat(process.pid)
-    return stat is not None and stat.state not in "ZX" and stat.start_ticks == process.start_ticks
-
-
 def wait_until(is_so: Any, patience_s: float = PATIENCE_S) -> None:
     """Wait until something in another process is so, which nothing announces."""
     deadline = time.monotonic() + patience_s
