@@ -441,23 +441,34 @@ def test_a_kernel_of_others_is_started_as_if_we_were_not_there(
     assert kernel.value("6 * 7") == 42
 
 
-def test_managers_that_start_at_once_remove_what_is_left_without_minding_each_other(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(short := Path(f"/tmp/jr-{os.getpid()}")))
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for temporary files with a name that is short enough for sockets."""
+    folder = Path(f"/tmp/jr-{os.getpid()}")
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def ended_pid() -> int:
+    """The number of a process that has ended."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    short.mkdir()
-    try:
-        for number in range(300):
-            folder = short / f"json-repl-{ended.pid}-left{number}"
-            folder.mkdir()
-            os.utime(folder, (0, 0))
-        with ThreadPoolExecutor(4) as pool:
-            made = [pool.submit(private_folder.make_private_folder) for _ in range(4)]
-        assert sorted(short.iterdir()) == sorted(Path(str(each.result())) for each in made)
-    finally:
-        shutil.rmtree(short)
+    return ended.pid
+
+
+def test_managers_that_start_at_once_remove_what_is_left_without_minding_each_other(
+    short: Path, ended_pid: int
+) -> None:
+    for number in range(300):
+        folder = short / f"json-repl-{ended_pid}-left{number}"
+        folder.mkdir()
+        os.utime(folder, (0, 0))
+    with ThreadPoolExecutor(4) as pool:
+        made = [pool.submit(private_folder.make_private_folder) for _ in range(4)]
+    assert sorted(short.iterdir()) == sorted(Path(str(each.result())) for each in made)
 
 
 MANAGER = """
@@ -526,29 +537,20 @@ def test_a_spare_that_is_still_loading_ends_with_its_manager_too(
     wait_until(lambda: not any(map(lives, below)))
 
 
-def test_a_folder_left_by_a_killed_manager_is_removed_one_in_use_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(short := Path(f"/tmp/jr-{os.getpid()}")))
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    short.mkdir()
-    try:
-        left, living, young = (short / f"json-repl-{pid}-{name}" for pid, name in (
-            (ended.pid, "left"), (os.getpid(), "living"), (ended.pid, "young")
-        ))  # fmt: skip
-        for path in (left, living, young):
-            path.mkdir()
-            (path / "kernel.json").write_text("{}", encoding="utf-8")
-        for path in (left, living):
-            os.utime(path, (0, 0))
-        made = private_folder.make_private_folder()
-        assert made is not None
-        assert sorted(path.name for path in short.iterdir()) == sorted(
-            [living.name, young.name, os.path.basename(made)]
-        )
-    finally:
-        shutil.rmtree(short)
+def test_a_folder_left_by_a_killed_manager_is_removed_one_in_use_stays(short: Path, ended_pid: int) -> None:
+    left, living, young = (short / f"json-repl-{pid}-{name}" for pid, name in (
+        (ended_pid, "left"), (os.getpid(), "living"), (ended_pid, "young")
+    ))  # fmt: skip
+    for path in (left, living, young):
+        path.mkdir()
+        (path / "kernel.json").write_text("{}", encoding="utf-8")
+    for path in (left, living):
+        os.utime(path, (0, 0))
+    made = private_folder.make_private_folder()
+    assert made is not None
+    assert sorted(path.name for path in short.iterdir()) == sorted(
+        [living.name, young.name, os.path.basename(made)]
+    )
 
 
 def lives(process: psutil.Process) -> bool:
