@@ -659,7 +659,7 @@ import json, sys
 from json_repl import Session
 verdicts = []
 for isolation in ("process", "sandbox"):
-    limits = dict(memory_bytes=512 << 20, processes=20, open_files=30, cpu_s=1, output_bytes=1 << 20)
+    limits = dict(memory_bytes=512 << 20, processes=20, open_files=30, cpu_s=3, output_bytes=1 << 20)
     if isolation == "sandbox" and len(sys.argv) < 2:
         break
     with Session(route="worker", isolation=isolation, limits=limits) as session:
